@@ -1,0 +1,27 @@
+// Every operator of torch.ops.sfa and the CPU kernel that serves it. Kernels are declared in cpu/kernels.h.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/kernels.h"
+
+STABLE_TORCH_LIBRARY(sfa, m) {
+  m.def("fused_adapter(Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, Tensor? b_up) -> Tensor");
+  m.def(
+      "fused_adapter_backward(Tensor grad_out, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, "
+      "bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "fused_adapter_norm(Tensor residual, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, Tensor? b_up, "
+      "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor");
+  m.def("accumulate_scores_(Tensor(a!)[] scores, Tensor[] grads, str criterion) -> ()");
+  m.def("select_topk(Tensor[] scores, Tensor[] excluded, int k) -> Tensor[]");
+  m.def(
+      "sparse_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor[] indices, Tensor[] rounds, "
+      "Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] masters, Tensor(e!) ages, "
+      "float lr, float beta1, float beta2, float eps, float weight_decay) -> ()");
+  m.def("swap_values_(Tensor(a!) weight, Tensor index, Tensor(b!) values) -> ()");
+  m.def("cpu_isa() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sfa, CPU, m) {
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sfa, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&sfa::cpu::cpu_isa)); }

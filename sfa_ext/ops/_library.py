@@ -1,0 +1,51 @@
+"""Loads the compiled operator libraries and holds the Python half of the `sfa` operator namespace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent.parent / "_lib"
+CPU_LIBRARY = FOLDER / "libsfa_cpu.so"
+CUDA_LIBRARY = FOLDER / "libsfa_cuda.so"
+
+
+def load() -> None:
+    """Loads libsfa_cpu (all schemas, CPU kernels) and, where torch has CUDA and it was built, libsfa_cuda.
+
+    Raises ImportError if libsfa_cpu is missing or does not load.
+    """
+    if not CPU_LIBRARY.is_file():
+        raise ImportError(
+            f"the compiled operators are missing: {CPU_LIBRARY} does not exist. "
+            "Build them with `pip install .` (or `make build` in a source tree)."
+        )
+    _load(CPU_LIBRARY)
+    if torch.version.cuda is not None and CUDA_LIBRARY.is_file():
+        _load(CUDA_LIBRARY)
+
+
+def _load(path: Path) -> None:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"{path} does not load with torch {torch.__version__}: {error}. Rebuild it with `pip install .`."
+        ) from error
+
+
+load()
+
+# Python kernels (checks, autograd, autocast, reference) register here; the schemas belong to the C++ library.
+LIBRARY = torch.library.Library("sfa", "FRAGMENT")
+
+
+def has_kernel(op: str, key: str) -> bool:
+    """Whether operator `op` ("fused_adapter") has a kernel of its own for the dispatch key ("CUDA")."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"sfa::{op}", key)
+
+
+def below_autograd():
+    """Context in which calling an operator goes past its Autograd kernel to the backend's."""
+    return torch._C._AutoDispatchBelowAutograd()
