@@ -2,7 +2,50 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+CPP = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build
-build:
+.PHONY: help demo test lint format build bench one-binary clean
+
+help:
+	@echo 'make demo        adapt the embedded backbone to the embedded data and write a report with pictures'
+	@echo 'make test        run every test'
+	@echo 'make lint        check style (ruff, clang-format); make format applies it'
+	@echo 'make build       recompile csrc/ into the working tree'
+	@echo 'make bench       compare every op with eager and torch.compile'
+	@echo 'make one-binary  run the op tests with one wheel on the oldest and the newest torch'
+
+# torch and torchvision come first and together: they have to be of one release, and the build uses the torch it finds.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q 'torch>=2.10' torchvision
+	$(PY) -m pip install -q -e '.[vision,test]'
+	touch $@
+
+build: $(READY)
 	$(PY) setup.py -q build_ext --inplace
+
+demo: build
+	$(VENV)/bin/sfa demo
+
+test: build
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: $(READY)
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	$(VENV)/bin/clang-format -i $(CPP)
+
+bench: build
+	$(PY) -m pytest benchmarks --benchmark-only
+
+one-binary: $(READY)
+	.ci/one_binary
+
+clean:
+	rm -rf build dist sfa_ext.egg-info sfa_ext/_lib sfa_ext/_C.*.so
