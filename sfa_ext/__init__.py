@@ -13,6 +13,11 @@ from sfa_ext import ops
 __version__ = "0.1.0"
 
 _LAZY = {
+    "adapt": "sfa_ext.methods",
+    "SFA": "sfa_ext.methods",
+    "Frozen": "sfa_ext.methods",
+    "Full": "sfa_ext.methods",
+    "SparseAdamW": "sfa_ext.optim",
     "environment": "sfa_ext.env",
 }
 

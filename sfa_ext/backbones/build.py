@@ -1,0 +1,138 @@
+"""Backbones by name, as a model that returns four NCHW feature maps, and their weights on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+# SwinV2 small enough to train on a CPU, as settings over a timm model. 1.91 M parameters.
+PICO = {
+    "embed_dim": 32,
+    "depths": (2, 2, 4, 1),
+    "num_heads": (1, 2, 4, 8),
+    "window_size": 6,
+}
+BACKBONE_CLASSES = {"swinv2_pico": ("swinv2_tiny_window8_256", PICO)}
+
+
+def build(
+    name: str,
+    *,
+    size: int | tuple[int, int] = 256,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    drop_path: float = 0.0,
+    dynamic: bool = True,
+) -> nn.Module:
+    """A model that maps images [B, 3, H, W] to feature maps [B, D_l, H/s, W/s], s = 4, 8, 16, 32.
+
+    Parameters
+    ----------
+    name: "swinv2_pico" or any timm SwinV2 name, with or without its weights tag ("swinv2_base_window8_256.ms_in1k").
+    size: side of the images in pixels. SwinV2 fixes shifts and windows by it, so give the training crop.
+    pretrained: load timm's weights (needs a network), or the weights in the package for "swinv2_pico".
+    checkpoint: a local .safetensors or .pth file instead; must hold this backbone's tensors.
+    drop_path: rate of stochastic depth.
+    dynamic: accept other image sizes too; slower, as attention masks are then made on every forward.
+
+    Raises ValueError for an unknown name or a checkpoint of another backbone, FileNotFoundError for a missing file.
+    """
+    model_name, settings = BACKBONE_CLASSES.get(name, (name, {}))
+    if "swinv2" not in model_name or model_name.split(".")[0] not in timm.list_models("swinv2_*"):
+        known = ", ".join([*BACKBONE_CLASSES, *timm.list_models("swinv2_*")])
+        raise ValueError(f"backbone: {name!r} is not a SwinV2 that timm knows; known: {known}")
+    embedded = name in BACKBONE_CLASSES
+    backbone = timm.create_model(
+        model_name,
+        features_only=True,
+        feature_cls="getter",
+        img_size=size,
+        strict_img_size=not dynamic,
+        drop_path_rate=drop_path,
+        pretrained=pretrained and not embedded and checkpoint is None,
+        **settings,
+    )
+    if checkpoint is None and pretrained and embedded:
+        checkpoint = embedded_checkpoint(name)
+    if checkpoint is not None:
+        load_weights(backbone, checkpoint)
+    return backbone
+
+
+def embedded_checkpoint(name: str) -> Path:
+    """Path of the weights that ship with the package. Raises FileNotFoundError where this build lacks them."""
+    path = Path(str(resources.files("sfa_ext"))) / "checkpoints" / f"{name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone: no embedded weights for {name!r} at {path}; make them with `sfa pretrain`")
+    return path
+
+
+def load_weights(backbone: nn.Module, path: str | Path) -> None:
+    """Loads a checkpoint (.safetensors, or .pth read without unpickling code) into `backbone`, all or nothing.
+
+    Extra tensors (classifier head, last norm) are left out. Raises ValueError naming what is missing or differs.
+    """
+    tensors = _read(Path(path))
+    own = backbone.state_dict()
+    prefix = "model." if all(name.startswith("model.") for name in own) else ""
+    taken = {}
+    for name, tensor in own.items():
+        found = tensors.get(name, tensors.get(name.removeprefix(prefix)))
+        if found is None:
+            raise ValueError(f"checkpoint {path}: no tensor {name.removeprefix(prefix)!r}; it is for another backbone")
+        if found.shape != tensor.shape:
+            raise ValueError(
+                f"checkpoint {path}: {name.removeprefix(prefix)!r} is {list(found.shape)}, "
+                f"this backbone needs {list(tensor.shape)}; it is for another backbone"
+            )
+        taken[name] = found
+    backbone.load_state_dict(taken)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {path}: cannot be read, the file is truncated or altered ({error})") from error
+    except Exception as error:  # torch raises pickle.UnpicklingError for code it refuses to run
+        raise ValueError(f"checkpoint {path}: refused, it is no plain file of tensors ({error})") from error
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    return {n: t for n, t in loaded.items() if isinstance(t, Tensor)}
+
+
+def save_weights(backbone: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> str:
+    """Writes the backbone's tensors as .safetensors, atomically; returns the file's sha256."""
+    path = Path(path)
+    tensors = {n.removeprefix("model."): t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, partial, metadata={k: str(v) for k, v in (metadata or {}).items()})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, shapes, dtypes and bytes: tells two backbones apart."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

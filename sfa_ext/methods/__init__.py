@@ -1,0 +1,59 @@
+"""Ways to adapt a backbone. One file a method: a frozen dataclass of settings, and the Adaptation it builds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from sfa_ext.methods.base import Adaptation, Method, ParameterReport
+from sfa_ext.methods.frozen import Frozen
+from sfa_ext.methods.full import Full
+from sfa_ext.methods.sfa import SFA, preset
+
+METHODS: dict[str, type[Method]] = {"frozen": Frozen, "full": Full, "sfa": SFA}
+PRESETS = ("sfa-s", "sfa-b")
+
+__all__ = ["METHODS", "PRESETS", "SFA", "Adaptation", "Frozen", "Full", "Method", "ParameterReport", "adapt", "resolve"]
+
+
+def adapt(backbone: nn.Module, method: Method | str, *, seed: int | None = None) -> Adaptation:
+    """Adapts `backbone` in place by `method` and returns the handle to train, save and undo it.
+
+    Parameters
+    ----------
+    backbone: a timm SwinV2, or a model that holds one.
+    method: a settings object (`SFA(budget=0.05)`) or a name: "frozen", "full", "sfa", "sfa-s", "sfa-b".
+    seed: seed of the method's own random numbers (adapter initialisation); None draws from torch's generator.
+
+    Raises ValueError for an unknown name, a model without known blocks, a model that is adapted already, or a budget
+    that cannot be met.
+    """
+    settings = resolve(method, backbone) if isinstance(method, str) else method
+    if not isinstance(settings, Method):
+        raise ValueError(f"method: expected a name or a settings object such as SFA(), got {type(method).__name__}")
+    if getattr(backbone, "_sfa_adaptation", None) is not None:
+        raise ValueError("backbone: it is adapted already; call detach() on that adaptation first")
+    adaptation = settings.build(backbone, seed)
+    backbone._sfa_adaptation = adaptation
+    return adaptation
+
+
+def resolve(name: str, backbone: nn.Module, settings: Mapping[str, Any] | None = None) -> Method:
+    """Settings of method or preset `name` for this backbone, with `settings` on top.
+
+    Raises ValueError for an unknown name or setting, listing the known ones.
+    """
+    settings = dict(settings or {})
+    if name in PRESETS:
+        base: Method = preset(name, backbone)
+    elif name in METHODS:
+        base = METHODS[name]()
+    else:
+        raise ValueError(f"method: unknown {name!r}, known: {', '.join([*METHODS, *PRESETS])}")
+    known = {f.name for f in dataclasses.fields(base)}
+    if unknown := sorted(set(settings) - known):
+        raise ValueError(f"method {name!r}: unknown setting {unknown[0]!r}, known: {', '.join(sorted(known)) or 'none'}")
+    return dataclasses.replace(base, **settings)

@@ -1,0 +1,62 @@
+"""The external adapter F_e: a residual bottleneck after attention and after the MLP (Eq. 3, Figure 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sfa_ext import ops  # noqa: F401  (registers torch.ops.sfa)
+
+PLACEMENTS = ("branch", "post_norm", "stream")
+
+
+class BottleneckAdapter(nn.Module):
+    """x + relu(x W_down^T + b_down) W_up^T + b_up (Eq. 3), x [..., width]. An identity until W_up is trained."""
+
+    def __init__(self, width: int, dim: int, device: torch.device | None = None, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.down = nn.Linear(width, dim, device=device, dtype=dtype)
+        self.up = nn.Linear(dim, width, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5), generator=generator)
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, up = self.down, self.up
+        return torch.ops.sfa.fused_adapter(x, down.weight, down.bias, up.weight, up.bias)
+
+
+class AdapterTail(nn.Module):
+    """A half-block's residual sum with an adapter in it.
+
+    placement "branch": stream + finish(adapter(branch)), as Figure 3 has it; "post_norm": stream +
+    adapter(finish(branch)); "stream": adapter(stream + finish(branch)).
+    """
+
+    def __init__(self, adapter: BottleneckAdapter, placement: str):
+        super().__init__()
+        if placement not in PLACEMENTS:
+            raise ValueError(f"placement: unknown {placement!r}, known: {', '.join(PLACEMENTS)}")
+        self.adapter = adapter
+        self.placement = placement
+
+    def forward(self, stream: Tensor, branch: Tensor, finish: nn.Module, drop_path: nn.Module) -> Tensor:
+        if self.placement == "stream":
+            return self.adapter(stream + drop_path(finish(branch)))
+        if self.placement == "post_norm":
+            return stream + drop_path(self.adapter(finish(branch)))
+        if isinstance(finish, nn.LayerNorm) and _keeps_all(drop_path):
+            down, up = self.adapter.down, self.adapter.up
+            return torch.ops.sfa.fused_adapter_norm(
+                stream, branch, down.weight, down.bias, up.weight, up.bias, finish.weight, finish.bias, finish.eps
+            )
+        return stream + drop_path(finish(self.adapter(branch)))
+
+
+def _keeps_all(drop_path: nn.Module) -> bool:
+    return isinstance(drop_path, nn.Identity) or not drop_path.training or drop_path.drop_prob == 0.0

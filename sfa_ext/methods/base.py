@@ -1,0 +1,148 @@
+"""What every method offers: the protocol between a method and whoever trains with it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfa_ext.backbones import accounted_size
+
+
+@dataclass(frozen=True)
+class Method(abc.ABC):
+    """Settings of a method. `build` adapts a backbone in place."""
+
+    @abc.abstractmethod
+    def build(self, backbone: nn.Module, seed: int | None) -> Adaptation:
+        """Adapts `backbone` in place; `seed` seeds the method's own random numbers alone."""
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """What a method trains in the backbone. Shares follow the paper: weights only, over the backbone with its head."""
+
+    external: int  # weight matrices that the method added
+    internal: int  # pretrained weights that it trains
+    biases: int  # added or trained vectors (biases, norms), which the paper does not count
+    backbone: int  # the backbone alone
+    with_head: int  # the backbone with a 1000-class head: the paper's denominator
+
+    @property
+    def trainable(self) -> int:
+        return self.external + self.internal
+
+    @property
+    def share(self) -> float:
+        """Trainable weights over the backbone with its head."""
+        return self.trainable / self.with_head
+
+    def __str__(self) -> str:
+        return (
+            f"{self.trainable:,} trainable weights = {self.share:.2%} of {self.with_head:,} "
+            f"({self.external:,} external, {self.internal:,} internal; {self.biases:,} more in vectors; "
+            f"{(self.trainable + self.biases) / self.backbone:.2%} of the backbone alone)"
+        )
+
+
+class Adaptation(abc.ABC):
+    """A backbone adapted in place. Made by `sfa_ext.adapt`."""
+
+    def __init__(self, backbone: nn.Module, settings: Method):
+        self.backbone = backbone
+        self.settings = settings
+        self._required_grad = {name: p.requires_grad for name, p in backbone.named_parameters()}
+        self.size = accounted_size(backbone)
+
+    @abc.abstractmethod
+    def report(self) -> ParameterReport:
+        """How many parameters the method trains, by kind."""
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Parameters in or beside the backbone that are trained whole, by name."""
+        return ()
+
+    def parameters(self) -> list[Tensor]:
+        """Every tensor whose gradient the next step applies; give these to gradient clipping."""
+        return [p for _, p in self.named_parameters()]
+
+    def optimizer(
+        self,
+        lr: float = 1e-4,
+        *,
+        head: Iterable[nn.Parameter] = (),
+        head_lr: float | None = None,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        steps: int | None = None,
+    ) -> torch.optim.Optimizer:
+        """An optimizer for this method's parameters and for `head`; its `step()` is all that a loop must call.
+
+        Vectors (biases, norms) are not decayed. `steps` is the length of the training; SFA needs it where its
+        number of rounds is left open.
+        """
+        groups = decay_groups(self.named_parameters(), lr, weight_decay)
+        groups += decay_groups((("", p) for p in head), lr if head_lr is None else head_lr, weight_decay)
+        return self._optimizer(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, steps)
+
+    def _optimizer(self, groups: list[dict[str, Any]], defaults: dict[str, Any], steps: int | None):
+        if not groups:
+            raise ValueError("head: this method trains nothing in the backbone; give the head's parameters")
+        return torch.optim.AdamW(groups, **defaults)
+
+    def status(self) -> dict[str, float]:
+        """Numbers for the log that change while training."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that differs from the bare backbone, as a flat dict of tensors."""
+        return {f"parameters/{name}": p.detach() for name, p in self.named_parameters()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `state` returned. Raises ValueError, before anything changes, where it does not fit."""
+        own = dict(self.named_parameters())
+        for name, parameter in own.items():
+            found = state.get(f"parameters/{name}")
+            if found is None or found.shape != parameter.shape:
+                got = "missing" if found is None else f"of shape {list(found.shape)}"
+                raise ValueError(f"state: {name!r} is {got}, this adaptation needs {list(parameter.shape)}")
+        for name, parameter in own.items():
+            parameter.copy_(state[f"parameters/{name}"])
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """What the method itself keeps in `optimizer` beyond AdamW's own state."""
+        return {}
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+        """Takes what `optimizer_state` returned."""
+
+    def detach(self) -> nn.Module:
+        """Takes the method out of the backbone, which is then bit-identical to what it was; returns it."""
+        self._remove()
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(self._required_grad[name])
+            parameter.grad = None
+        self.backbone._sfa_adaptation = None
+        return self.backbone
+
+    @abc.abstractmethod
+    def _remove(self) -> None:
+        """Restores the backbone's modules and values."""
+
+
+def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> list[dict]:
+    """AdamW groups in which matrices are decayed and vectors are not; empty groups are left out."""
+    matrices, vectors = [], []
+    for _, parameter in parameters:
+        if parameter.requires_grad:
+            (matrices if parameter.dim() > 1 else vectors).append(parameter)
+    groups = [
+        {"params": matrices, "lr": lr, "weight_decay": weight_decay},
+        {"params": vectors, "lr": lr, "weight_decay": 0.0},
+    ]
+    return [g for g in groups if g["params"]]

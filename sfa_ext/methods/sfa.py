@@ -1,0 +1,224 @@
+"""Selective Feature Adapter (Algorithm 1): external adapters beside, and selected weights inside, one backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfa_ext.backbones import Site, accounted_size, eligible_weights, find_sites
+from sfa_ext.backbones.sites import DEFAULT_TARGETS, close_sites
+from sfa_ext.methods.adapter import PLACEMENTS, AdapterTail, BottleneckAdapter
+from sfa_ext.methods.base import Adaptation, Method, ParameterReport
+from sfa_ext.optim import SparseAdamW
+from sfa_ext.selection import CRITERIA, SCOPES, Schedule, Search, Selection
+
+# The paper's two sizes on the two backbones it trains, by the sum of the blocks' widths; elsewhere d follows from rho.
+_PAPER = {
+    "sfa-s": {12032: {"budget": 0.048, "dim": 64}, 18048: {"budget": 0.045, "dim": 64}},
+    "sfa-b": {12032: {"budget": 0.195, "dim": 128}, 18048: {"budget": 0.190, "dim": 256}},
+}
+_ELSEWHERE = {"sfa-s": {"budget": 0.048}, "sfa-b": {"budget": 0.195}}
+
+
+def _help(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class SFA(Method):
+    """Settings of SFA. Shares are of the backbone with a 1000-class head, weights only, as in the paper."""
+
+    budget: float = _help(0.048, "beta: trainable weights as a share of the backbone")
+    rho: float = _help(0.5, "part of the budget for external adapters; 0 is internal only, 1 external only")
+    dim: int | None = _help(None, "d: bottleneck width (at most D); None takes the largest that fits rho * budget")
+    rounds: int | None = _help(None, "n: selection rounds; None makes them training steps / interval")
+    interval: int = _help(2000, "s: optimizer steps per round; 0 selects once, before training")
+    criterion: str = _help("gradient", f"what is ranked: {', '.join(CRITERIA)}")
+    scope: str = _help("global", f"over what it is ranked: {', '.join(SCOPES)}")
+    placement: str = _help("branch", f"where the external adapter sits: {', '.join(PLACEMENTS)}")
+    targets: tuple[str, ...] = _help(DEFAULT_TARGETS, "patterns of the weights that may be selected")
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.budget <= 1.0:
+            raise ValueError(f"budget: must be in (0, 1], a share of the backbone's weights, got {self.budget}")
+        if not 0.0 <= self.rho <= 1.0:
+            raise ValueError(f"rho: must be in [0, 1], got {self.rho}")
+        if self.dim is not None and self.dim < 0:
+            raise ValueError(f"dim: must be 0 (no external adapter) or more, got {self.dim}")
+        for name, known in (("criterion", CRITERIA), ("scope", SCOPES), ("placement", PLACEMENTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: unknown {getattr(self, name)!r}, known: {', '.join(known)}")
+        if self.rounds is not None or self.interval <= 0:
+            Schedule(0, 1 if self.rounds is None else self.rounds, self.interval)
+        object.__setattr__(self, "targets", tuple(self.targets))
+
+    def split(self, backbone: nn.Module, sites: Sequence[Site]) -> tuple[int, int]:
+        """(d, K): the bottleneck width and the number of selected weights that meet the budget.
+
+        Raises ValueError where they cannot be met, with the smallest budget that can.
+        """
+        size = accounted_size(backbone)["with_head"]
+        widths = [site.width for site in sites]
+        whole = int(self.budget * size)
+        if self.dim is not None:
+            external = external_weights(widths, self.dim)
+            if external > whole:
+                raise ValueError(
+                    f"budget: {self.budget} allows {whole} weights, adapters of dim={self.dim} alone need {external}; "
+                    f"the smallest budget is {external / size:.5f}"
+                )
+            return self.dim, whole - external
+        dim = largest_dim(widths, int(self.rho * self.budget * size))
+        if self.rho > 0 and dim == 0:
+            smallest = external_weights(widths, 1) / size / self.rho
+            raise ValueError(
+                f"budget: {self.budget} with rho={self.rho} leaves no room for an adapter of dim=1; "
+                f"the smallest budget is {smallest:.5f}, or take rho=0"
+            )
+        return dim, int((1.0 - self.rho) * self.budget * size)
+
+    def build(self, backbone: nn.Module, seed: int | None = None) -> Adaptation:
+        return SFAAdaptation(backbone, self, seed)
+
+
+def external_weights(widths: Iterable[int], dim: int) -> int:
+    """Weights of one adapter a site: sum of 2 D min(d, D)."""
+    return sum(2 * width * min(dim, width) for width in widths)
+
+
+def largest_dim(widths: Sequence[int], weights: int) -> int:
+    """The largest d whose adapters have at most `weights` weights; from 32 on a multiple of 8, as kernels like it."""
+    dim = 0
+    while dim < max(widths) and external_weights(widths, dim + 1) <= weights:
+        dim += 1
+    return dim if dim < 32 else dim // 8 * 8
+
+
+def preset(name: str, backbone: nn.Module) -> SFA:
+    """SFA-S or SFA-B for this backbone: the paper's d and share on SwinV2-Base and -Large, else rho = 0.5."""
+    sites = find_sites(backbone)
+    total = sum(site.width for site in sites if site.kind == "attention")
+    close_sites(sites)
+    return SFA(**_PAPER[name].get(total, _ELSEWHERE[name]))
+
+
+class SFAAdaptation(Adaptation):
+    """A backbone with external adapters at both sites of every block, and a search for its internal adapter."""
+
+    def __init__(self, backbone: nn.Module, settings: SFA, seed: int | None = None):
+        sites = find_sites(backbone)
+        try:
+            self.dim, self.total = settings.split(backbone, sites)
+            weights = eligible_weights(backbone, settings.targets)
+            eligible = sum(w.numel() for w in weights.values())
+            if self.total > eligible:
+                raise ValueError(f"budget: {self.total} weights to select, but targets hold only {eligible}")
+        except ValueError:
+            close_sites(sites)
+            raise
+        super().__init__(backbone, settings)
+        self.sites = sites
+        self.selection = Selection(weights)
+        self.search: Search | None = None
+        self._sparse: SparseAdamW | None = None
+        backbone.requires_grad_(False)
+        if self.dim:
+            self._install(seed)
+
+    def _install(self, seed: int | None) -> None:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        for site in self.sites:
+            like = next(site.block.parameters())
+            adapter = BottleneckAdapter(site.width, min(self.dim, site.width), dtype=torch.float32)
+            adapter.reset_parameters(generator)
+            site.install(AdapterTail(adapter.to(like.device, like.dtype), self.settings.placement))
+
+    def adapters(self) -> dict[str, BottleneckAdapter]:
+        """The external adapters by the name of their site."""
+        if not self.dim:
+            return {}
+        return {s.name: getattr(s.block, s.slot).adapter for s in self.sites}
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        for site, adapter in self.adapters().items():
+            for name, parameter in adapter.named_parameters():
+                yield f"{site}.{name}", parameter
+
+    def parameters(self) -> list[Tensor]:
+        return super().parameters() + (self._sparse.slots() if self._sparse else [])
+
+    def report(self) -> ParameterReport:
+        named = [p for _, p in self.named_parameters()]
+        external = sum(p.numel() for p in named if p.dim() > 1)
+        vectors = sum(p.numel() for p in named if p.dim() == 1)
+        return ParameterReport(external, self.total, vectors, **self.size)
+
+    def _schedule(self, steps: int | None) -> Schedule:
+        rounds, interval = self.settings.rounds, self.settings.interval
+        if interval == 0:
+            rounds = 1
+        elif rounds is None:
+            if steps is None:
+                raise ValueError("steps: give the number of training steps, or set SFA(rounds=...)")
+            rounds = max(1, steps // interval)
+        if steps is not None and self.total and rounds * interval > steps:
+            raise ValueError(
+                f"interval: {rounds} rounds of {interval} steps do not fit into {steps} training steps; "
+                f"set interval to {max(1, steps // rounds)} or less"
+            )
+        return Schedule(self.total, rounds, interval)
+
+    def _optimizer(self, groups: list[dict[str, Any]], defaults: dict[str, Any], steps: int | None):
+        if not self.total:
+            return super()._optimizer(groups, defaults, steps)
+        if self._sparse is not None:
+            raise ValueError("optimizer: this adaptation has one already; a search cannot serve two")
+        self.search = Search(self.selection, self._schedule(steps), self.settings.criterion, self.settings.scope)
+        for weight in self.selection.weights.values():
+            weight.requires_grad_(True)
+        self._sparse = SparseAdamW(groups, self.search, **defaults)
+        return self._sparse
+
+    def status(self) -> dict[str, float]:
+        if not self.total:
+            return {}
+        return {"selected": self.selection.count(), "selected_share": self.selection.count() / self.size["with_head"]}
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"selection/{name}": t for name, t in self.selection.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.selection.load_state(_part(state, "selection/"))
+        super().load_state(state)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        if self._sparse is None:
+            return {}
+        searched = {f"search/{name}": t for name, t in self.search.state().items()}
+        return searched | {f"selected/{name}": t for name, t in self._sparse.selected_state().items()}
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+        if self._sparse is not None:
+            self.search.load_state(_part(state, "search/"))
+            self._sparse.load_selected_state(_part(state, "selected/"))
+
+    def _remove(self) -> None:
+        if self._sparse is not None:
+            self._sparse.close()
+        if self.search is not None:
+            self.search.reset()
+        self.selection.restore()
+        close_sites(self.sites)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings with what was chosen for this backbone: d and K."""
+        return dataclasses.asdict(self.settings) | {"dim": self.dim, "selected_weights": self.total}
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}

@@ -1,0 +1,171 @@
+"""The search for the internal adapter: scores over a round, then a global ranking (Algorithm 1; Eq. 4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sfa_ext import ops  # noqa: F401  (registers torch.ops.sfa)
+from sfa_ext.selection.schedule import Schedule
+from sfa_ext.selection.selection import Selection
+
+# gradient: |sum of g| (Algorithm 1, line 8); absolute: sum of |g|; squared: sum of g^2;
+# displacement: |theta_0 - theta_t| after everything trained through the round (Eq. 4, literally).
+CRITERIA = ("gradient", "absolute", "squared", "displacement")
+SCOPES = ("global", "layer")
+
+
+class Search:
+    """Watches the gradients of candidate weights, step by step, and selects the best at the end of each round.
+
+    The caller reports every applied optimizer step with `observe`; when `due` says so it calls `select` and gives
+    the result to its optimizer. After the last round `finished` is true and the scores are freed.
+
+    Parameters
+    ----------
+    selection: takes what is found; its weights are the candidates, and their order is that in which ties are broken.
+    schedule: how many weights in how many rounds.
+    criterion, scope: one of CRITERIA, of SCOPES. Scope "layer" takes the same share of every weight tensor.
+
+    Raises ValueError for an unknown criterion or scope, or a schedule of more weights than there are.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        schedule: Schedule,
+        criterion: str = "gradient",
+        scope: str = "global",
+    ):
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion: unknown {criterion!r}, known: {', '.join(CRITERIA)}")
+        if scope not in SCOPES:
+            raise ValueError(f"scope: unknown {scope!r}, known: {', '.join(SCOPES)}")
+        available = sum(w.numel() for w in selection.weights.values())
+        if schedule.total > available:
+            raise ValueError(f"budget: {schedule.total} weights to select, but only {available} are eligible")
+        self.selection = selection
+        self.weights = selection.weights
+        self.schedule = schedule
+        self.criterion = criterion
+        self.scope = scope
+        self.step = 0
+        self.round = 0
+        self.scores: dict[str, Tensor] = {}
+        if schedule.total == 0:
+            self.round = schedule.rounds
+        elif criterion != "displacement":
+            self.scores = {n: torch.zeros_like(w, dtype=_score_dtype(w)) for n, w in self.weights.items()}
+        self.start = {n: w.detach().clone() for n, w in self.weights.items()} if self.trains_all else {}
+
+    @property
+    def finished(self) -> bool:
+        """True once the last round took place: the mask is fixed from then on."""
+        return self.round == self.schedule.rounds
+
+    @property
+    def trains_all(self) -> bool:
+        """True while every candidate must be trained, not only scored (criterion "displacement")."""
+        return self.criterion == "displacement" and not self.finished
+
+    def due(self) -> bool:
+        """True where a round must take place now, after the step just observed (or before the first one)."""
+        if self.finished:
+            return False
+        if self.schedule.interval == 0:
+            return True
+        return self.schedule.round_at(self.step) == self.round + 1
+
+    def score(self) -> None:
+        """Adds the present gradients of the candidates to their scores."""
+        if self.criterion == "displacement" or self.finished:
+            return
+        seen = [n for n, w in self.weights.items() if w.grad is not None]
+        torch.ops.sfa.accumulate_scores_(
+            [self.scores[n] for n in seen], [self.weights[n].grad for n in seen], self.criterion
+        )
+
+    def reset(self) -> None:
+        """Puts theta_0 back into every candidate, bit by bit."""
+        if self.trains_all:
+            for name, weight in self.weights.items():
+                weight.data.copy_(self.start[name])
+        self.selection.restore()
+
+    def observe(self) -> None:
+        """Counts one applied optimizer step, after its gradients were scored."""
+        self.step += 1
+
+    @torch.no_grad()
+    def select(self) -> dict[str, Tensor]:
+        """Ends a round: picks its share of weights, and returns for each weight the order of `Selection.add`."""
+        if self.criterion == "displacement":
+            moved = {n: w.detach() - self.start[n] for n, w in self.weights.items()}
+            picked = self._rank({n: m.to(_score_dtype(m)) for n, m in moved.items()})
+        else:
+            picked = self._rank(self.scores)
+        orders = self._take(picked)
+        self.round += 1
+        for score in self.scores.values():
+            score.zero_()
+        if self.finished:
+            self.scores, self.start = {}, {}
+        return orders
+
+    def _rank(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        excluded = [e.index for _, e in self.selection]
+        values = list(scores.values())
+        count = self.schedule.size(self.round + 1)
+        if self.scope == "global":
+            return dict(zip(scores, torch.ops.sfa.select_topk(values, excluded, count), strict=True))
+        # Each tensor's final number is fixed from the start; a round takes its part of what is still missing.
+        final = _proportional([s.numel() for s in values], self.schedule.total)
+        shares = _proportional([n - e.numel() for n, e in zip(final, excluded, strict=True)], count)
+        return {
+            name: torch.ops.sfa.select_topk([value], [index], share)[0]
+            for name, value, index, share in zip(scores, values, excluded, shares, strict=True)
+        }
+
+    def _take(self, picked: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.criterion != "displacement":
+            return self.selection.add(picked, self.round)
+        # Selected entries keep what they learned through the round, all others go back to theta_0.
+        trained = {n: w.detach().clone() for n, w in self.weights.items()}
+        for name, weight in self.weights.items():
+            weight.copy_(self.start[name])
+        orders = self.selection.add(picked, self.round)
+        self.selection.write({n: trained[n].flatten()[e.index] for n, e in self.selection})
+        return orders
+
+    def state(self) -> dict[str, Tensor]:
+        """What a later `load_state` needs beyond the selection to go on exactly, as a flat dict of tensors."""
+        counters = torch.tensor([self.step, self.round], dtype=torch.int64)
+        state = {f"scores/{k}": v for k, v in self.scores.items()} | {f"start/{k}": v for k, v in self.start.items()}
+        if self.trains_all:
+            state |= {f"weights/{k}": w.detach() for k, w in self.weights.items()}
+        return state | {"counters": counters}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `state` returned, after the selection took its own; candidates and settings must be the same."""
+        part = lambda key: {k.removeprefix(key): v for k, v in state.items() if k.startswith(key)}  # noqa: E731
+        self.step, self.round = state["counters"].tolist()
+        device = {n: w.device for n, w in self.weights.items()}
+        self.scores = {n: t.to(device[n]) for n, t in part("scores/").items()}
+        self.start = {n: t.to(device[n]) for n, t in part("start/").items()}
+        for name, values in part("weights/").items():
+            self.weights[name].data.copy_(values)
+
+
+def _score_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _proportional(sizes: list[int], total: int) -> list[int]:
+    """Splits `total` in proportion to `sizes`, exactly (cumulative floors); no part exceeds its size."""
+    whole, seen, shares = max(sum(sizes), 1), 0, []
+    for size in sizes:
+        shares.append((seen + size) * total // whole - seen * total // whole)
+        seen += size
+    return shares
