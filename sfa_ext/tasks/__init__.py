@@ -18,6 +18,7 @@ from torch import nn
 
 # name: (module, settings class, task class); modules load only when their task is asked for.
 _TASKS = {
+    "mask2former": ("segmentation", "Mask2FormerSettings", "SemanticSegmentation"),
     "pretrain": ("dense", "PretrainSettings", "PretrainTask"),
 }
 
@@ -36,9 +37,32 @@ def settings_class(name: str) -> type:
     return getattr(_module(name), _TASKS[name][1])
 
 
+def settings(name: str, values: Mapping[str, Any] | None = None) -> Any:
+    """The settings object of the task called `name` with `values` in place of its defaults.
+
+    A task that comes in sizes takes "size" among the values: the defaults are then those of that size.
+
+    Raises:
+        ValueError: unknown name, setting or size (the known ones are listed), or a value out of range.
+    """
+    kind = settings_class(name)
+    values = dict(values or {})
+    sizes = getattr(kind, "sizes", {})
+    known = [*(["size"] if sizes else []), *(f.name for f in dataclasses.fields(kind))]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"unknown setting {', '.join(unknown)} of task '{name}'; known: {', '.join(known)}")
+    if "size" in values and sizes:
+        size = values.pop("size")
+        if size not in sizes:
+            raise ValueError(f"unknown size '{size}' of task '{name}'; known: {', '.join(sizes)}")
+        values = sizes[size] | values
+    return kind(**values)
+
+
 def build(
     name: str,
-    settings: Any,
+    values: Any,
     channels: Sequence[int],
     class_names: Sequence[str],
     object_classes: Sequence[int] = (),
@@ -47,35 +71,27 @@ def build(
 
     Args:
         name: one of `names()`.
-        settings: the task's settings object, or a mapping of field names to values; None takes the defaults.
+        values: the task's settings object, or what `settings` takes: a mapping, or None for the defaults.
         channels: channels of the four maps (strides 4, 8, 16, 32).
         class_names: names of the classes in the order of the label values (0, 1, ...; 255 is ignored).
         object_classes: label values that count as objects in "miou_objects".
 
     Raises:
-        ValueError: unknown name or setting (the known ones are listed), or a value out of range.
+        ValueError: unknown name, setting or size (the known ones are listed), or a value out of range.
     """
     kind = settings_class(name)
     if len(channels) != 4:
         raise ValueError(f"channels must name the four maps at strides 4, 8, 16, 32, got {tuple(channels)}")
-    if not class_names:
-        raise ValueError("class_names is empty: a task needs at least one class")
-    if settings is None or isinstance(settings, Mapping):
-        settings = _settings(name, kind, settings or {})
-    elif not isinstance(settings, kind):
-        raise ValueError(f"settings of task '{name}' must be a {kind.__name__} or a mapping, got {type(settings)}")
-    return getattr(_module(name), _TASKS[name][2])(settings, channels, class_names, object_classes)
+    if not 1 <= len(class_names) <= 255:
+        raise ValueError(f"class_names must name 1 to 255 classes (label 255 is ignored), got {len(class_names)}")
+    if values is None or isinstance(values, Mapping):
+        values = settings(name, values)
+    elif not isinstance(values, kind):
+        raise ValueError(f"settings of task '{name}' must be a {kind.__name__} or a mapping, got {type(values)}")
+    return getattr(_module(name), _TASKS[name][2])(values, channels, class_names, object_classes)
 
 
 def _module(name: str):
     if name not in _TASKS:
         raise ValueError(f"unknown task '{name}'; known: {', '.join(names())}")
     return importlib.import_module(f".{_TASKS[name][0]}", __name__)
-
-
-def _settings(name: str, kind: type, values: Mapping[str, Any]) -> Any:
-    known = [f.name for f in dataclasses.fields(kind)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"unknown setting {', '.join(unknown)} of task '{name}'; known: {', '.join(known)}")
-    return kind(**values)

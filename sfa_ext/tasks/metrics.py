@@ -19,6 +19,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of `value` over all ranks of the default process group; `value` itself when not distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return sum_over_ranks(value) / distributed.get_world_size()
+    return value
+
+
 class SegmentationMetric:
     """Intersection over union from one confusion matrix, kept on the device of the predictions.
 
