@@ -62,7 +62,9 @@ def cmake_build(folder: Path, version: str) -> Path:
     try:
         import pybind11
     except ImportError:
-        raise SetupError("pybind11 was not found; pip install pybind11, or build without --no-build-isolation") from None
+        raise SetupError(
+            "pybind11 was not found; pip install pybind11, or build without --no-build-isolation"
+        ) from None
     check_compiler()
     cmake = find_tool("cmake")
     run(
