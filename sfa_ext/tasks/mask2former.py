@@ -1,8 +1,8 @@
 """Mask2Former's head over the maps of any backbone, composed from transformers' parts.
 
 The parts are the multi-scale deformable pixel decoder and the masked-attention transformer decoder of
-`transformers.models.mask2former`; no backbone is ever handed to a transformers class, which would draw its weights
-anew. Weights start as in the authors' code.
+`transformers.models.mask2former`, with their weights and names but leaner forward passes; no backbone is ever handed
+to a transformers class, which would draw its weights anew. Weights start as in the authors' code.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import torch
 import transformers.models.mask2former.modeling_mask2former as parts
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig
+
+from .pixel_decoder import PixelDecoder
+from .query_decoder import QueryDecoder
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class Mask2FormerHead(nn.Module):
     def __init__(self, settings: Mask2FormerSettings, channels: Sequence[int], n_classes: int) -> None:
         super().__init__()
         config = _config(settings, n_classes)
-        self.pixel_decoder = parts.Mask2FormerPixelDecoder(config, feature_channels=list(channels))
-        self.decoder = parts.Mask2FormerTransformerModule(in_features=settings.hidden, config=config)
+        self.pixel_decoder = PixelDecoder(config, feature_channels=list(channels))
+        self.decoder = QueryDecoder(in_features=settings.hidden, config=config)
         self.classifier = nn.Linear(settings.hidden, n_classes + 1)
         self.reset_parameters()
 
@@ -111,15 +114,15 @@ class Mask2FormerHead(nn.Module):
                 nn.init.zeros_(module.out_proj.bias)
         nn.init.normal_(self.pixel_decoder.level_embed)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Class logits [B, Q, C + 1] and mask logits [B, Q, h, w] at the first map's size, first to last layer."""
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Class logits [L, B, Q, C + 1] and mask logits, L times [B, Q, h, w] of the first map's size, of the
+        L = decoder_layers + 1 predictions in their order; the last ones are the result."""
         # Sampling positions need more than bfloat16's eight bits, so the pixel decoder runs in float32, as the
         # authors' does.
         with torch.autocast(maps[0].device.type, enabled=False):
-            decoded = self.pixel_decoder([m.float() for m in maps])
-        out = self.decoder(multi_scale_features=decoded.multi_scale_features, mask_features=decoded.mask_features)
-        classes = [self.classifier(hidden.transpose(0, 1)) for hidden in out.intermediate_hidden_states]
-        return classes, list(out.masks_queries_logits)
+            pyramid = self.pixel_decoder([m.float() for m in maps])
+        hidden, masks = self.decoder(pyramid, self.pixel_decoder.mask_projection)
+        return self.classifier(hidden), masks
 
 
 def _config(settings: Mask2FormerSettings, n_classes: int) -> Mask2FormerConfig:

@@ -64,30 +64,28 @@ class MaskClassificationLoss(nn.Module):
         self.n_classes, self.points, self.weights = n_classes, points, weights
         self.oversample, self.importance, self.no_object_weight = oversample, importance, no_object_weight
 
-    def forward(self, classes: Sequence[Tensor], masks: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, classes: Tensor, masks: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """The float32 scalars "class", "mask" and "dice".
 
         Args:
-            classes: of each layer, class logits [B, Q, C + 1].
-            masks: of each layer, mask logits [B, Q, h, w].
+            classes: class logits [L, B, Q, C + 1] of L layers.
+            masks: mask logits [B, Q, h, w] of each of them.
             labels: int64 [B, H, W] of any size, 255 = ignore.
         """
         with torch.autocast(labels.device.type, enabled=False):
-            classes, masks = [c.float() for c in classes], [m.float() for m in masks]
+            classes, masks = classes.float(), [m.float() for m in masks]
             present = present_classes(labels, self.n_classes)
             pairs = self.match(classes, masks, labels, present)
             bce, dice = self._mask_terms(masks, labels, pairs)
             count = mean_over_ranks(present.sum().float()).clamp(min=1)
             return {
-                "class": self._class_term(torch.stack(classes), pairs, present.any(1)),
+                "class": self._class_term(classes, pairs, present.any(1)),
                 "mask": bce.sum() / count,
                 "dice": dice.sum() / count,
             }
 
     @torch.no_grad()
-    def match(
-        self, classes: Sequence[Tensor], masks: Sequence[Tensor], labels: Tensor, present: Tensor
-    ) -> Pairs:
+    def match(self, classes: Tensor, masks: Sequence[Tensor], labels: Tensor, present: Tensor) -> Pairs:
         """The cheapest one-to-one assignment of the present classes [B, C] to queries, for each layer and image."""
         counts = present.sum(1)
         # Present classes first, so that the first counts[b] columns of image b's costs are its targets.
@@ -187,10 +185,10 @@ def sample(maps: Tensor, where: Tensor) -> Tensor:
 
 
 def labels_at(labels: Tensor, image: Tensor, where: Tensor) -> Tensor:
-    """Labels [N, P] at the pixels of labels [B, H, W] that hold the points [N, P, 2] of the images [N]."""
+    """Labels [N, P] at the pixels of labels [B, H, W] that hold the points [N, P, 2], 0 <= x, y < 1, of images [N]."""
     height, width = labels.shape[-2:]
-    column = (where[..., 0] * width).long().clamp_(max=width - 1)
-    row = (where[..., 1] * height).long().clamp_(max=height - 1)
+    # A float32 below 1 times a size rounds to less than the size, so points of torch.rand need no clamping.
+    column, row = (where[..., 0] * width).long(), (where[..., 1] * height).long()
     return labels.take((image[:, None] * height + row) * width + column)
 
 
