@@ -30,3 +30,16 @@ def _same_start_for_every_test() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def pico():
+    """A swinv2_pico for 96x96 images in eval mode. Its norms are drawn at random: timm starts them at zero, where every
+    block is the identity and an equality test would pass for nothing."""
+    from sfa_ext import backbones
+
+    model = backbones.build("swinv2_pico", size=96, dynamic=False).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
+    return model

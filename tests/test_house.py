@@ -16,18 +16,20 @@ PACKAGE = ROOT / "sfa_ext"
 
 # Each room of the package and the rooms it may import. Listed from the ground up.
 FLOORS = {
+    "files": set(),
     "ops": set(),
-    "data": set(),
+    "data": {"files"},
     "selection": {"ops"},
     "optim": {"ops"},
     "env": {"ops"},
-    "backbones": {"ops"},
+    "backbones": {"ops", "files"},
     "tasks": {"ops", "data"},
     "methods": {"ops", "selection", "optim", "backbones"},
-    "deltas": {"ops", "selection", "optim", "backbones", "methods"},
-    "report": {"data", "tasks"},
-    "training": {"ops", "data", "selection", "optim", "backbones", "tasks", "methods", "deltas", "env"},
+    "deltas": {"files", "ops", "selection", "optim", "backbones", "methods"},
+    "report": {"data", "tasks", "files"},
+    "training": {"ops", "data", "selection", "optim", "backbones", "tasks", "methods", "deltas", "env", "files"},
 }
+FLOORS["demo"] = {"data", "report", "training", "files"}
 FLOORS["cli"] = set(FLOORS)
 
 # What a room may import from outside the standard library; the other rooms may use all that pyproject.toml declares.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib import resources
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from sfa_ext.backbones.sites import plain_state
+from sfa_ext.files import write_bytes
 
 # SwinV2 small enough to train on a CPU, as settings over a timm model. 1.91 M parameters.
 PICO = {
@@ -118,14 +120,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 def save_weights(backbone: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> str:
     """Writes the backbone's tensors as .safetensors, atomically; returns the file's sha256."""
     path = Path(path)
-    tensors = {n.removeprefix("model."): t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, partial, metadata={k: str(v) for k, v in (metadata or {}).items()})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    tensors = {n.removeprefix("model."): t.detach().cpu().contiguous() for n, t in plain_state(backbone).items()}
+    written = save(tensors, metadata={k: str(v) for k, v in (metadata or {}).items()})
+    write_bytes(path, written)
+    return hashlib.sha256(written).hexdigest()
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:

@@ -23,7 +23,11 @@ class FullAdaptation(Adaptation):
     def __init__(self, backbone: nn.Module, settings: Full):
         super().__init__(backbone, settings)
         backbone.requires_grad_(True)
-        self._original = {name: p.detach().cpu().clone() for name, p in backbone.named_parameters()}
+        # The copy waits in host memory; a model on the meta device (counting only) has nothing to copy.
+        self._original = {
+            name: p.detach() if p.is_meta else p.detach().to("cpu", copy=True)
+            for name, p in backbone.named_parameters()
+        }
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self.backbone.named_parameters()

@@ -1,0 +1,83 @@
+"""Pictures: training curves, trade-off between score and trainable share, selected share by layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+_BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
+
+
+def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Training loss and evaluated mIoU over the steps."""
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    train = [line for line in lines if line["kind"] == "train"]
+    axis.plot([t["step"] for t in train], [t["loss"] for t in train], color="tab:grey", label="training loss")
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss")
+    evaluated = [line for line in lines if line["kind"] == "val" and "miou" in line]
+    if evaluated:
+        right = axis.twinx()
+        right.plot([v["step"] for v in evaluated], [100 * v["miou"] for v in evaluated], "o-", color="tab:blue")
+        right.set_ylabel("validation mIoU, %", color="tab:blue")
+    _save(figure, path)
+
+
+def trade_off(points: Mapping[str, tuple[float, Sequence[float]]], path: Path, label: str = "mIoU, %") -> None:
+    """Score against trainable share (Figure 1 of the paper).
+
+    points: method -> (share of trainable weights in 0..1, scores in %, one a seed).
+    """
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, (share, scores) in points.items():
+        mean = sum(scores) / len(scores)
+        x = 100 * share
+        spread = [[mean - min(scores)], [max(scores) - mean]]
+        axis.errorbar([x], [mean], yerr=spread, fmt="o", capsize=4, markersize=8)
+        axis.annotate(name, (x, mean), xytext=(8, 6), textcoords="offset points")
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(-0.2, 250)
+    axis.set_xticks([0, 1, 5, 20, 100], ["0", "1", "5", "20", "100"])
+    axis.set_xlabel("trainable weights, % of the backbone")
+    axis.set_ylabel(label)
+    axis.margins(y=0.15)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def by_block(selected: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+    """Share of selected weights of each block, "stage.block" -> 0..1, in order of depth."""
+    sums: dict[str, list[int]] = {}
+    for name, (taken, size) in selected.items():
+        stage, block = _BLOCK.search(name).groups()
+        total = sums.setdefault(f"{int(stage) + 1}.{int(block) + 1}", [0, 0])
+        total[0] += taken
+        total[1] += size
+    return {block: taken / size for block, (taken, size) in sums.items()}
+
+
+def selection(methods: Mapping[str, Mapping[str, tuple[int, int]]], path: Path) -> None:
+    """Share of selected weights of each block (Figure 5 of the paper), one group of bars a method."""
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    width = 0.8 / len(methods)
+    for position, (method, weights) in enumerate(methods.items()):
+        shares = by_block(weights)
+        places = [i + (position - (len(methods) - 1) / 2) * width for i in range(len(shares))]
+        axis.bar(places, [100 * s for s in shares.values()], width, label=method)
+        axis.set_xticks(range(len(shares)), list(shares))
+    axis.set_xlabel("stage.block")
+    axis.set_ylabel("selected weights, % of the block")
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

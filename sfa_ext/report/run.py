@@ -1,0 +1,67 @@
+"""report.md of one run: figures, curve, where the selected weights are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from sfa_ext.files import write_text
+from sfa_ext.report import plots
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Lines of the run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def task_meta(folder: Path) -> dict[str, Any]:
+    """What the run's task file says of itself."""
+    with safe_open(folder / "task.safetensors", "pt") as file:
+        return json.loads(file.metadata()["meta"])
+
+
+def selected_by_weight(folder: Path) -> dict[str, tuple[int, int]]:
+    """(selected entries, all entries) of each weight that could be selected; empty without an internal adapter."""
+    sizes = task_meta(folder).get("eligible", {})
+    with safe_open(folder / "task.safetensors", "pt") as file:
+        keys = set(file.keys())
+        found = {}
+        for name, size in sizes.items():
+            key = f"method/selection/{name}/index"
+            if key in keys:
+                found[name] = (file.get_slice(key).get_shape()[0], size)
+    return found
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def write(folder: str | Path) -> Path:
+    """Writes report.md and its pictures into a finished run's folder; returns the path of report.md."""
+    folder = Path(folder)
+    meta, lines = task_meta(folder), records(folder)
+    recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    text = [f"# {recipe['method']['name']} on {recipe['data']['name']}, {recipe['backbone']['name']}", ""]
+    report = meta["parameters"]
+    text += [
+        f"Trainable weights: {report['external'] + report['internal']:,} ({100 * report['share']:.2f} % of the backbone "
+        f"with its head): {report['external']:,} external, {report['internal']:,} internal.",
+        f"Training: {recipe['optim']['steps']} steps of {recipe['optim']['batch']} images, {meta['seconds']:.0f} s.",
+        "",
+    ]
+    for split, figures in meta["results"].items():
+        text += [f"## {split}", "", "| figure | value |", "| --- | --- |"]
+        text += [f"| {name} | {value:.4f} |" for name, value in figures.items() if name != "at"] + [""]
+    plots.curves(lines, folder / "curves.png")
+    text += ["![loss and mIoU](curves.png)", ""]
+    if selected := selected_by_weight(folder):
+        plots.selection({recipe["method"]["name"]: selected}, folder / "selection.png")
+        text += ["![share of selected weights by layer](selection.png)", ""]
+    path = folder / "report.md"
+    write_text(path, "\n".join(text))
+    return path

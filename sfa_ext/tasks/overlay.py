@@ -1,0 +1,58 @@
+"""A label map over its image, with a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SMALLEST_SIDE = 384  # smaller images are enlarged by whole factors, so that outlines and legend can be read
+
+
+def colour(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """uint8 [H, W, 3] for labels [H, W]; 255 and other labels outside the palette are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = np.asarray(palette, np.uint8)[:256]
+    return table[labels]
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]], strength: float = 0.55
+) -> Image.Image:
+    """The image [H, W, 3] beside itself under coloured classes with dark outlines, and a legend of those present."""
+    factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
+    image = image.repeat(factor, 0).repeat(factor, 1)
+    labels = labels.repeat(factor, 0).repeat(factor, 1)
+    mixed = (1 - strength) * image + strength * colour(labels, palette)
+    mixed[_outline(labels)] *= 0.35
+    pair = np.concatenate([image, mixed.astype(np.uint8)], 1)
+    present = [c for c in np.unique(labels) if c < len(names)]
+    present.sort(key=lambda c: -(labels == c).sum())
+    return _with_legend(Image.fromarray(pair), [(names[c], tuple(palette[c])) for c in present])
+
+
+def _outline(labels: np.ndarray) -> np.ndarray:
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    return edge
+
+
+def _with_legend(picture: Image.Image, entries: list[tuple[str, tuple[int, ...]]]) -> Image.Image:
+    font, pad, box = ImageFont.load_default(14), 8, 14
+    places, x, y = [], pad, pad
+    for name, _ in entries:
+        width = box + 6 + int(font.getlength(name)) + 14
+        if x + width > picture.width and x > pad:
+            x, y = pad, y + box + 8
+        places.append((x, y))
+        x += width
+    whole = Image.new("RGB", (picture.width, picture.height + y + box + pad), "white")
+    whole.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(whole)
+    for (name, fill), (x, y) in zip(entries, places, strict=True):
+        top = picture.height + y
+        draw.rectangle((x, top, x + box, top + box), fill=fill, outline="black")
+        draw.text((x + box + 6, top - 1), name, fill="black", font=font)
+    return whole

@@ -1,0 +1,1 @@
+"""The fit loop: recipes, schedules, checkpoints, logs, evaluation."""

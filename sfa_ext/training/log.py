@@ -1,0 +1,85 @@
+"""What a run tells while it runs: metrics.jsonl, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sfa_ext.files import write_text
+
+
+class Log:
+    """Writes one JSON object a line to metrics.jsonl, the same numbers to TensorBoard, and shows a progress bar.
+
+    On resume (`step` > 0) lines after `step` are dropped, so the file reads as if the run had never been killed.
+    """
+
+    def __init__(self, folder: Path, steps: int, step: int = 0, quiet: bool = False, title: str = ""):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        self._keep_until(step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._bar = tqdm(total=steps, initial=step, disable=quiet, desc=title, file=sys.stderr, dynamic_ncols=True, unit="step")
+        self._shown: dict[str, str] = {}
+
+    def _keep_until(self, step: int) -> None:
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        write_text(self._path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step and step))
+
+    def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
+        """Records `numbers` of `kind` ("train", "val", "test", "round") at optimizer step `step`."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def show(self, advance: int = 0, **shown: str) -> None:
+        """Moves the bar on and updates the numbers beside it."""
+        self._shown |= shown
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(advance)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        self._bar.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # a line cut off by a kill
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line cut off by a kill is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if _step_of(line) != float("inf")]
+
+
+class Rate:
+    """Images per second since the last reading."""
+
+    def __init__(self) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+    def add(self, images: int) -> None:
+        self._images += images
+
+    def take(self) -> float:
+        now = time.perf_counter()
+        rate = self._images / max(now - self._since, 1e-9)
+        self._images, self._since = 0, now
+        return rate

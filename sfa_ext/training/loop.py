@@ -1,0 +1,220 @@
+"""The fit loop: from a recipe to a run's folder. Killed at any moment, it resumes and ends with the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from sfa_ext import data
+from sfa_ext.training import checkpoint, schedule
+from sfa_ext.training.evaluate import evaluate
+from sfa_ext.files import write_tensors, write_text
+from sfa_ext.training.log import Log, Rate
+from sfa_ext.training.model import Classes, Model, build, pick_device
+from sfa_ext.training.recipe import Recipe
+from sfa_ext.training.seeds import derive, stream
+
+CONFIG, CHECKPOINT, TASK = "config.yaml", "checkpoint/last.safetensors", "task.safetensors"
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Fit:
+    """One run of a recipe in a folder.
+
+    folder: made if missing. A folder that holds a run of the same recipe is resumed (a finished one is not repeated);
+    one of another recipe is refused with ValueError.
+    """
+
+    def __init__(self, recipe: Recipe, folder: str | Path, quiet: bool = False):
+        self.recipe, self.folder, self.quiet = recipe, Path(folder), quiet
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        self.device = pick_device(recipe.device)
+        self._claim_folder()
+        part = recipe.data
+        self.train_set = data.build(part.name, **part.settings, **part.train)
+        self.val_set = data.build(part.name, **part.settings, **part.val)
+        self.model: Model = build(recipe, Classes.of(self.train_set), self.device)
+        optim = recipe.optim
+        self.optimizer = self.model.adaptation.optimizer(
+            optim.lr,
+            head=list(self.model.task.parameters()),
+            head_lr=optim.head_lr,
+            weight_decay=optim.weight_decay,
+            betas=tuple(optim.betas),
+            steps=optim.steps,
+        )
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=optim.precision == "fp16")
+        self.step, self.skipped, self.seconds = 0, 0, 0.0
+        self.results: dict[str, dict[str, float]] = {}
+        if (self.folder / CHECKPOINT).is_file():
+            self._resume()
+
+    def run(self) -> dict[str, dict[str, float]]:
+        """Trains to the end and returns the last figures by split."""
+        recipe, steps = self.recipe, self.recipe.optim.steps
+        log = Log(self.folder, steps, self.step, self.quiet, recipe.method.name)
+        with contextlib.closing(log):
+            if self.step < steps:
+                self._train(log)
+            self._finish(log)
+        return self.results
+
+    def _train(self, log: Log) -> None:
+        recipe, steps = self.recipe, self.recipe.optim.steps
+        self.model.train()
+        rate, batches, started = Rate(), self._batches(), time.perf_counter()
+        while self.step < steps:
+            numbers = self._one_step(batches)
+            self.step += 1
+            rate.add(recipe.optim.batch * recipe.optim.accumulate)
+            log.show(1, loss=f"{numbers['loss']:.3f}")
+            if self.step % 20 == 0 or self.step == steps:
+                status = self.model.adaptation.status()
+                speed = rate.take()
+                log.write("train", self.step, numbers | status)
+                shares = {"selected": f"{status['selected_share']:.2%}"} if status else {}
+                log.show(**{"img/s": f"{speed:.0f}"}, **shares)
+            if recipe.eval_every and self.step % recipe.eval_every == 0 and self.step < steps:
+                self._evaluate(log, "val")
+            if recipe.save_every and self.step % recipe.save_every == 0 and self.step < steps:
+                started = self._count_seconds(started)
+                self._save()
+        self._count_seconds(started)
+        self._save()
+
+    def _one_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
+        """One optimizer step over `accumulate` micro-batches. Every random number it draws depends on the step alone."""
+        optim = self.recipe.optim
+        factor = schedule.factor(
+            self.step,
+            steps=optim.steps,
+            warmup=optim.warmup,
+            schedule=optim.schedule,
+            power=optim.power,
+            floor=optim.floor,
+        )
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+        self.optimizer.zero_grad()
+        total, terms = 0.0, {}
+        for micro in range(optim.accumulate):
+            batch = to_device(next(batches), self.device)
+            loss, terms = self._loss(batch, self.step * optim.accumulate + micro)
+            self.scaler.scale(loss / optim.accumulate).backward()
+            total += float(loss.detach()) / optim.accumulate
+        self.scaler.unscale_(self.optimizer)
+        trained = [*self.model.adaptation.parameters(), *self.model.task.parameters()]
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, optim.clip or math.inf))
+        if math.isfinite(norm) or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+        else:
+            self.optimizer.zero_grad()
+        self.skipped += not math.isfinite(norm)
+        self.scaler.update()
+        numbers = {"loss": total, "grad_norm": norm, "lr": optim.lr * factor, "skipped": self.skipped}
+        return numbers | {f"loss_{n}": float(t) for n, t in terms.items()}
+
+    def _loss(self, batch: dict[str, Any], micro_step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        seed, precision = self.recipe.seed, self.recipe.optim.precision
+        dtype = _AUTOCAST[precision]
+        with torch.autocast(self.device.type, dtype, enabled=precision != "fp32"):
+            # Backbone and loss draw from streams of their own: a method that draws more numbers than another in its
+            # forward must not change the points that the loss samples.
+            with stream(seed, "forward", micro_step):
+                maps = self.model.backbone(batch["image"])
+            with stream(seed, "loss", micro_step):
+                return self.model.task.loss(maps, batch)
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        recipe, part = self.recipe, self.recipe.data
+        return iter(
+            data.loader(
+                self.train_set,
+                data.train_transform(part.crop, **part.augment),
+                batch_size=recipe.optim.batch,
+                order_seed=derive(recipe.seed, "order"),
+                augment_seed=derive(recipe.seed, "augment"),
+                start=self.step * recipe.optim.accumulate,
+                workers=part.workers,
+            )
+        )
+
+    def _evaluate(self, log: Log, split: str) -> None:
+        part = self.recipe.data
+        dataset = self.val_set if split == "val" else data.build(part.name, **part.settings, **part.test)
+        figures = evaluate(self.model, dataset, self.device, self.recipe.optim.batch, self.recipe.optim.precision)
+        self.results[split] = figures
+        log.write(split, self.step, figures)
+        if "miou" in figures:
+            log.show(mIoU=f"{figures['miou']:.3f}")
+
+    def _finish(self, log: Log) -> None:
+        for split in ("val", "test"):
+            if self.results.get(split, {}).get("at") == self.step or (split == "test" and self.recipe.data.test is None):
+                continue
+            self._evaluate(log, split)
+            self.results[split]["at"] = self.step
+        if not (self.folder / TASK).is_file():
+            write_tensors(self.folder / TASK, self.model.state(), self._task_meta())
+        self._save()
+
+    def _task_meta(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "fingerprint": self.model.fingerprint,
+            "classes": list(self.model.classes.names),
+            "objects": list(self.model.classes.objects),
+            "palette": self.model.classes.palette,
+            "recipe": self.recipe.as_dict(),
+            "results": self.results,
+        }
+
+    def _save(self) -> None:
+        meta = {"step": self.step, "skipped": self.skipped, "seconds": self.seconds, "results": self.results}
+        checkpoint.save(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler, meta)
+
+    def _resume(self) -> None:
+        meta = checkpoint.load(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler)
+        self.step, self.skipped, self.seconds = meta["step"], meta["skipped"], meta["seconds"]
+        self.results = meta["results"]
+
+    def _count_seconds(self, started: float) -> float:
+        now = time.perf_counter()
+        self.seconds += now - started
+        return now
+
+    def _claim_folder(self) -> None:
+        text = yaml.safe_dump(self.recipe.as_dict(), sort_keys=False)
+        path = self.folder / CONFIG
+        if path.is_file():
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if changed := differences(before, self.recipe.as_dict()):
+                raise ValueError(f"{self.folder}: holds a run of another recipe ({changed[0]}); choose another folder")
+        else:
+            write_text(path, text)
+
+
+def differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Where two recipes differ, as "key: old -> new"; settings that do not change the result are left out."""
+    if where in ("threads", "device", "data.workers", "save_every"):
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        parts = [differences(before.get(k), now.get(k), f"{where}.{k}" if where else k) for k in keys]
+        return [d for part in parts for d in part]
+    return [] if before == now else [f"{where}: {before} -> {now}"]
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on `device`."""
+    return {n: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t for n, t in batch.items()}

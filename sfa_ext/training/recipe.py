@@ -1,0 +1,183 @@
+"""A recipe: everything that defines a run, as typed settings read from YAML with overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+
+@dataclass
+class BackboneRecipe:
+    """Which backbone, and where its weights come from."""
+
+    name: str = "swinv2_pico"
+    """"swinv2_pico" or any timm SwinV2 name"""
+    pretrained: bool = True
+    """timm's weights (needs a network), or the package's own for swinv2_pico; false: random from the recipe's seed"""
+    checkpoint: str | None = None
+    """a local .safetensors or .pth file instead"""
+    drop_path: float = 0.0
+    """rate of stochastic depth"""
+
+
+@dataclass
+class PartRecipe:
+    """A named part with its own settings."""
+
+    name: str
+    """registered name"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """settings of that part; an unknown one is refused"""
+
+
+@dataclass
+class DataRecipe:
+    """The data set and how images are augmented."""
+
+    name: str = "scenes"
+    """registered data set"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """settings shared by all splits, for example root or domain"""
+    train: dict[str, Any] = field(default_factory=lambda: {"split": "train"})
+    """settings of the training split"""
+    val: dict[str, Any] = field(default_factory=lambda: {"split": "val"})
+    """settings of the split that is evaluated while training"""
+    test: dict[str, Any] | None = None
+    """settings of the split that no choice may look at; evaluated once at the end"""
+    crop: int = 96
+    """side of the training crop in pixels; SwinV2's windows and shifts follow from it"""
+    augment: dict[str, Any] = field(default_factory=dict)
+    """settings of the training augmentation"""
+    workers: int = 0
+    """loader processes"""
+
+
+@dataclass
+class OptimRecipe:
+    """AdamW, its schedule, and precision."""
+
+    steps: int = 1000
+    """optimizer steps"""
+    batch: int = 16
+    """images per micro-batch"""
+    accumulate: int = 1
+    """micro-batches per optimizer step"""
+    lr: float = 1e-3
+    """learning rate of what the method trains in the backbone"""
+    head_lr: float | None = None
+    """learning rate of the head; null: lr"""
+    weight_decay: float = 0.05
+    """decoupled weight decay of matrices"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """decay rates of AdamW's moments"""
+    clip: float = 1.0
+    """largest gradient norm; 0: no clipping"""
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    """shape of the learning rate after warm-up"""
+    power: float = 0.9
+    """exponent of the poly schedule"""
+    warmup: int = 50
+    """steps of linear warm-up"""
+    floor: float = 0.01
+    """last learning rate as a part of the first"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """autocast dtype; fp16 with a gradient scaler"""
+
+
+@dataclass
+class Recipe:
+    """Everything that defines a run. Each random stream has its own seed derived from `seed`."""
+
+    task: PartRecipe
+    method: PartRecipe
+    backbone: BackboneRecipe = field(default_factory=BackboneRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    seed: int = 0
+    """runs of different methods with one seed share head, data order and augmentation"""
+    eval_every: int = 0
+    """steps between evaluations on the val split; 0: only at the end"""
+    save_every: int = 200
+    """steps between checkpoints; 0: only at the end"""
+    threads: int | None = None
+    """CPU threads of torch; null: as torch decides"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, ready for YAML."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml"))
+
+
+def load(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe in file `source`, or the package's recipe of that name, with `key.path=value` overrides.
+
+    Raises FileNotFoundError for an unknown recipe (listing the known ones), ValueError for an unknown key or a value
+    of the wrong type, naming it.
+    """
+    path = find(source)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path}: is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path}: must hold keys and values, got {type(values).__name__}")
+    arguments = []
+    for override in overrides:
+        key, mark, value = override.partition("=")
+        if not mark or not key:
+            raise ValueError(f"override {override!r}: must be written key=value, for example optim.lr=0.001")
+        arguments.append(f"--{key}={value}")
+    return _parse(values, arguments, str(path))
+
+
+def find(source: str | Path) -> Path:
+    """Path of a recipe file or of a recipe in the package. Raises FileNotFoundError, listing the known names."""
+    path = Path(source)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    if path.is_file():
+        return path
+    inside = _folder() / f"{str(source).removesuffix('.yaml')}.yaml"
+    if os.sep not in str(source) and inside.is_file():
+        return inside
+    raise FileNotFoundError(f"recipe {str(source)!r}: no such file, and no recipe of the package: {', '.join(names())}")
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("sfa_ext"))) / "recipes"
+
+
+def _parse(values: dict[str, Any], arguments: list[str], where: str) -> Recipe:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    try:
+        base = parser.parse_object(values)
+        parsed = parser.parse_args(arguments, namespace=base)
+        return _build(parser, parsed)
+    except Exception as error:  # jsonargparse reports every kind of bad value through its own ArgumentError
+        text = " ".join(str(error).split())
+        raise ValueError(f"recipe {where}: {text}") from error
+
+
+def _build(parser: ArgumentParser, parsed: Namespace) -> Recipe:
+    made = parser.instantiate(parsed)
+    return Recipe(**{f.name: getattr(made, f.name) for f in dataclasses.fields(Recipe)})
