@@ -34,17 +34,19 @@ class Mask2FormerSettings:
             "hidden": 64,
             "heads": 4,
             "encoder_layers": 1,
+            "encoder_points": 2,
             "encoder_feedforward": 128,
             "decoder_layers": 3,
             "decoder_feedforward": 128,
             "queries": 24,
-            "points": 256,
+            "points": 128,
         },
     }
 
     hidden: int = field(default=256, metadata={"help": "channels of the whole head, a multiple of 32"})
     heads: int = field(default=8, metadata={"help": "attention heads, a divisor of hidden"})
     encoder_layers: int = field(default=6, metadata={"help": "deformable attention blocks of the pixel decoder"})
+    encoder_points: int = field(default=4, metadata={"help": "sampled points per head, level and pixel decoder block"})
     encoder_feedforward: int = field(default=1024, metadata={"help": "hidden width of the pixel decoder's MLPs"})
     decoder_layers: int = field(default=9, metadata={"help": "masked attention layers of the transformer decoder"})
     decoder_feedforward: int = field(default=2048, metadata={"help": "hidden width of the transformer decoder's MLPs"})
@@ -62,8 +64,9 @@ class Mask2FormerSettings:
             raise ValueError(f"hidden must be a positive multiple of 32 (32 groups are normalised), got {self.hidden}")
         if self.heads < 1 or self.hidden % self.heads:
             raise ValueError(f"heads must divide hidden {self.hidden}, got {self.heads}")
-        counts = ("encoder_layers", "encoder_feedforward", "decoder_layers", "decoder_feedforward", "queries", "points")
-        for name in counts:
+        encoder, decoder = ("layers", "points", "feedforward"), ("layers", "feedforward")
+        counts = [f"encoder_{n}" for n in encoder] + [f"decoder_{n}" for n in decoder]
+        for name in (*counts, "queries", "points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.oversample < 1:
@@ -87,7 +90,7 @@ class Mask2FormerHead(nn.Module):
     def __init__(self, settings: Mask2FormerSettings, channels: Sequence[int], n_classes: int) -> None:
         super().__init__()
         config = _config(settings, n_classes)
-        self.pixel_decoder = PixelDecoder(config, feature_channels=list(channels))
+        self.pixel_decoder = PixelDecoder(config, list(channels), settings.encoder_points)
         self.decoder = QueryDecoder(in_features=settings.hidden, config=config)
         self.classifier = nn.Linear(settings.hidden, n_classes + 1)
         self.reset_parameters()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import transformers.models.mask2former.modeling_mask2former as parts
 from torch import Tensor
+from transformers import Mask2FormerConfig
 
 Shape = tuple[int, int]
 
@@ -55,7 +56,20 @@ def _cell_sizes(shapes: tuple[Shape, ...], device: torch.device) -> Tensor:
 
 
 class PixelDecoder(parts.Mask2FormerPixelDecoder):
-    """Deformable attention over the maps at strides 8, 16, 32, then one FPN step to stride 4."""
+    """Deformable attention over the maps at strides 8, 16, 32, then one FPN step to stride 4.
+
+    Args:
+        config: of transformers' Mask2Former.
+        channels: channels of the four maps, finest first.
+        points: sampled points per head and level; transformers has 4.
+    """
+
+    def __init__(self, config: Mask2FormerConfig, channels: list[int], points: int) -> None:
+        super().__init__(config, feature_channels=channels)
+        for layer in self.encoder.layers:
+            layer.self_attn = parts.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(
+                config.feature_size, config.num_attention_heads, n_levels=self.num_feature_levels, n_points=points
+            )
 
     def forward(self, maps: Sequence[Tensor]) -> Pyramid:
         """Levels for the transformer decoder from float32 maps NCHW, finest first. `mask_projection` is left to the
