@@ -95,8 +95,11 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         check_cuda_wish()
-        package = ROOT / "sfa_ext" if self.inplace or self.editable_mode else Path(self.build_lib, "sfa_ext")
-        folder = Path(self.build_temp, "cmake").absolute()
+        if self.inplace or self.editable_mode:
+            # Kept, so that the next build compiles only what changed.
+            package, folder = ROOT / "sfa_ext", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        else:
+            package, folder = Path(self.build_lib, "sfa_ext"), Path(self.build_temp, "cmake").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
