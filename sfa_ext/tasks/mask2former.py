@@ -119,7 +119,13 @@ class Mask2FormerHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Class logits [L, B, Q, C + 1] and mask logits, L times [B, Q, h, w] of the first map's size, of the
-        L = decoder_layers + 1 predictions in their order; the last ones are the result."""
+        L = decoder_layers + 1 predictions in their order; the last ones are the result.
+
+        Raises:
+            ValueError: not four maps.
+        """
+        if len(maps) != 4:
+            raise ValueError(f"maps must be four feature maps, got {len(maps)}")
         # Sampling positions need more than bfloat16's eight bits, so the pixel decoder runs in float32, as the
         # authors' does.
         with torch.autocast(maps[0].device.type, enabled=False):

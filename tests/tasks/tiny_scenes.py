@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -47,8 +46,6 @@ class TinyBackbone(nn.Module):
         return maps
 
 
-@pytest.fixture
-def maps() -> list[Tensor]:
+def random_maps() -> list[Tensor]:
     """Random maps of two images of 64 x 96 pixels."""
-    torch.manual_seed(0)
     return [torch.randn(2, c, 16 >> i, 24 >> i) for i, c in enumerate(CHANNELS)]
