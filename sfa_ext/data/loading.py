@@ -1,0 +1,147 @@
+"""Batches as a function of the step: training can stop and go on anywhere, and runs can be paired."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sfa_ext.data.augment import IGNORE, Sample, eval_transform
+
+Batch = dict[str, Any]
+# Padding of samples that are smaller than the largest of their batch. In a normalised image 0 is the mean colour.
+_PADDING = {"image": 0.0, "semantic": IGNORE, "depth": 0.0}
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """One batch of samples of any sizes.
+
+    "image" float32 [B, 3, H, W], "semantic" int64 [B, H, W], "depth" float32 [B, H, W], padded on the right and below
+    (with the mean colour, 255 and 0) to the largest height and width; "label" int64 [B]; everything else a list.
+
+    Raises:
+        ValueError: samples that do not all have the same keys.
+    """
+    for sample in samples:
+        if sample.keys() != samples[0].keys():
+            missing = ", ".join(sorted(sample.keys() ^ samples[0].keys()))
+            raise ValueError(f"the samples of a batch must have the same keys; {missing} is only in some of them")
+    batch: Batch = {name: [sample[name] for sample in samples] for name in samples[0]}
+    height, width = (max(sample["image"].shape[side] for sample in samples) for side in (-2, -1))
+    for name in _PADDING.keys() & batch.keys():
+        batch[name] = torch.stack([_padded(value, height, width, _PADDING[name]) for value in batch[name]])
+    if "semantic" in batch:
+        batch["semantic"] = batch["semantic"].long()
+    if "label" in batch:
+        batch["label"] = torch.tensor(batch["label"], dtype=torch.int64)
+    return batch
+
+
+def _padded(value: Tensor, height: int, width: int, fill: float) -> Tensor:
+    value = value.as_subclass(Tensor)
+    right, below = width - value.shape[-1], height - value.shape[-2]
+    return F.pad(value, (0, right, 0, below), value=fill) if right or below else value
+
+
+class StepBatches(Dataset):
+    """Item `t` is the training batch of step `t`, a pure function of the data set, the two seeds and `t`.
+
+    The data set is read in one random order after another, batches running across their borders. Sample number p of the
+    run (p = t * batch_size + its place in the batch) is augmented with random numbers drawn from (augment_seed, p), so
+    the two streams are independent of each other and of everything else in the process.
+    """
+
+    def __init__(
+        self, dataset: Any, transform: Callable[[Sample], Sample], batch_size: int, order_seed: int, augment_seed: int
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if len(dataset) == 0:
+            raise ValueError("cannot train on an empty data set")
+        self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
+        self.order_seed, self.augment_seed = order_seed, augment_seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self.batch_size
+        with torch.random.fork_rng(devices=[]):
+            return collate([self._sample(position) for position in range(first, first + self.batch_size)])
+
+    def _sample(self, position: int) -> Sample:
+        sample = self.dataset[self.index(position)]
+        seed = np.random.SeedSequence((self.augment_seed, position)).generate_state(1, np.uint64)[0]
+        # Not torch.manual_seed, which would also seed the accelerators of this process.
+        torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
+        return self.transform(sample)
+
+    def index(self, position: int) -> int:
+        """Which item of the data set is number `position` of the run."""
+        epoch, place = divmod(position, len(self.dataset))
+        if self._order[0] != epoch:
+            draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.order_seed, epoch))))
+            self._order = (epoch, draw.permutation(len(self.dataset)))
+        return int(self._order[1][place])
+
+
+class _StepsFrom(Sampler[int]):
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start)
+
+
+def loader(
+    dataset: Any,
+    transform: Callable[[Sample], Sample],
+    *,
+    batch_size: int,
+    order_seed: int,
+    augment_seed: int,
+    start: int = 0,
+    workers: int = 0,
+) -> Iterable[Batch]:
+    """Training batches of steps `start`, `start` + 1, ... without end, the same for any number of worker processes.
+
+    Args:
+        dataset: samples by number.
+        transform: makes a training sample of one, drawing from torch's CPU generator.
+        batch_size: samples in a batch.
+        order_seed: decides the order of the samples.
+        augment_seed: decides the transforms' random numbers.
+        start: first step.
+        workers: processes that prepare batches; 0 prepares them in this one.
+    """
+    steps = StepBatches(dataset, transform, batch_size, order_seed, augment_seed)
+    # A generator of its own: DataLoader would draw from torch's global one otherwise.
+    return DataLoader(
+        steps, batch_size=None, sampler=_StepsFrom(start), num_workers=workers, generator=torch.Generator()
+    )
+
+
+class _Transformed(Dataset):
+    def __init__(self, dataset: Any, transform: Callable[[Sample], Sample]) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.transform(self.dataset[index])
+
+
+def eval_loader(dataset: Any, batch_size: int, workers: int = 0) -> DataLoader:
+    """All samples once, in their order, normalised and at their own size (padded to the largest of each batch)."""
+    return DataLoader(
+        _Transformed(dataset, eval_transform()),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),
+    )
