@@ -44,7 +44,7 @@ class SparseAdamW(torch.optim.Optimizer):
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         params = list(params)
-        self._whole = torch.optim.AdamW(params, **defaults) if params else None
+        self.whole = torch.optim.AdamW(params, **defaults) if params else None
         self._everything: torch.optim.AdamW | None = None  # criterion "displacement": all candidates, one round long
         self.search = search
         self.skipped = 0
@@ -53,7 +53,7 @@ class SparseAdamW(torch.optim.Optimizer):
         self._moments: dict[str, dict[str, Tensor]] = {n: self._no_moments(w) for n, w in search.weights.items()}
         selected = {**defaults, "params": self._new_slots(), "role": "selected"}
         candidates = {**defaults, "params": list(search.weights.values()), "role": "search"}
-        super().__init__([*(self._whole.param_groups if self._whole else []), selected, candidates], defaults)
+        super().__init__([*(self.whole.param_groups if self.whole else []), selected, candidates], defaults)
         self._selected, self._candidates = self.param_groups[-2:]
         self._hooks = [w.register_post_accumulate_grad_hook(self._gatherer(n)) for n, w in search.weights.items()]
         self._follow_search()
@@ -86,8 +86,8 @@ class SparseAdamW(torch.optim.Optimizer):
         search.score()
         if search.schedule.interval == 0 and search.due():
             self._end_round()
-        if self._whole is not None:
-            self._whole.step()
+        if self.whole is not None:
+            self.whole.step()
         if search.trains_all:
             self._train_all()
         self._step_selected()

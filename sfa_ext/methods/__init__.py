@@ -41,19 +41,20 @@ def adapt(backbone: nn.Module, method: Method | str, *, seed: int | None = None)
     return adaptation
 
 
+def setting_names(name: str) -> set[str]:
+    """Names of the settings of a method or preset. Raises ValueError for an unknown name."""
+    if name not in METHODS and name not in PRESETS:
+        raise ValueError(f"method: unknown {name!r}, known: {', '.join([*METHODS, *PRESETS])}")
+    return {f.name for f in dataclasses.fields(METHODS.get(name, SFA))}
+
+
 def resolve(name: str, backbone: nn.Module, settings: Mapping[str, Any] | None = None) -> Method:
     """Settings of method or preset `name` for this backbone, with `settings` on top.
 
     Raises ValueError for an unknown name or setting, listing the known ones.
     """
-    settings = dict(settings or {})
-    if name in PRESETS:
-        base: Method = preset(name, backbone)
-    elif name in METHODS:
-        base = METHODS[name]()
-    else:
-        raise ValueError(f"method: unknown {name!r}, known: {', '.join([*METHODS, *PRESETS])}")
-    known = {f.name for f in dataclasses.fields(base)}
+    settings, known = dict(settings or {}), setting_names(name)
+    base = preset(name, backbone) if name in PRESETS else METHODS[name]()
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"method {name!r}: unknown setting {unknown[0]!r}, known: {', '.join(sorted(known)) or 'none'}")
     return dataclasses.replace(base, **settings)

@@ -24,12 +24,19 @@ def overlay(
     factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
     image = image.repeat(factor, 0).repeat(factor, 1)
     labels = labels.repeat(factor, 0).repeat(factor, 1)
-    mixed = (1 - strength) * image + strength * colour(labels, palette)
-    mixed[_outline(labels)] *= 0.35
-    pair = np.concatenate([image, mixed.astype(np.uint8)], 1)
+    pair = np.concatenate([image, blend(image, labels, palette, strength)], 1)
     present = [c for c in np.unique(labels) if c < len(names)]
     present.sort(key=lambda c: -(labels == c).sum())
-    return _with_legend(Image.fromarray(pair), [(names[c], tuple(palette[c])) for c in present])
+    return with_legend(Image.fromarray(pair), [(names[c], tuple(palette[c])) for c in present])
+
+
+def blend(
+    image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], strength: float = 0.55
+) -> np.ndarray:
+    """uint8 [H, W, 3]: the image under its classes' colours, with dark outlines between classes."""
+    mixed = (1 - strength) * image + strength * colour(labels, palette)
+    mixed[_outline(labels)] *= 0.35
+    return mixed.astype(np.uint8)
 
 
 def _outline(labels: np.ndarray) -> np.ndarray:
@@ -39,7 +46,8 @@ def _outline(labels: np.ndarray) -> np.ndarray:
     return edge
 
 
-def _with_legend(picture: Image.Image, entries: list[tuple[str, tuple[int, ...]]]) -> Image.Image:
+def with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, ...]]]) -> Image.Image:
+    """The picture with a legend of (name, colour) below it, in as many lines as it needs."""
     font, pad, box = ImageFont.load_default(14), 8, 14
     places, x, y = [], pad, pad
     for name, _ in entries:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from sfa_ext import data
+from sfa_ext.data.loading import eval_loader
 from sfa_ext.training.model import Model
+from sfa_ext.training.run import open_run
 
 
 @torch.no_grad()
@@ -19,10 +22,28 @@ def evaluate(
     metric = model.task.metrics()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     model.train(False)
-    batches = data.eval_loader(dataset, batch_size=batch)
+    batches = eval_loader(dataset, batch_size=batch)
     for samples in tqdm(batches, disable=quiet, desc="eval"):
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             prediction = model.predict(samples["image"].to(device))
         metric.update(prediction, samples)
     model.train(True)
     return metric.compute()
+
+
+def evaluate_run(folder: str | Path, split: str = "val", device: str = "auto") -> dict[str, float]:
+    """Figures of a finished run on its "val" or "test" split. Raises ValueError where its recipe has no such split."""
+    recipe, model, _ = open_run(folder, device)
+    settings = getattr(recipe.data, split)
+    if settings is None:
+        raise ValueError(f"split: the recipe of {folder} names no {split} split")
+    dataset = data.build(recipe.data.name, **recipe.data.settings, **settings)
+    where = next(model.task.parameters()).device
+    return evaluate(model, dataset, where, recipe.optim.batch, recipe.optim.precision, quiet=False)
+
+
+def table(figures: dict[str, float]) -> str:
+    """Overall figures, then one line a class."""
+    whole = [f"{name:<16} {value:.4f}" for name, value in figures.items() if "/" not in name]
+    classes = [f"{name.removeprefix('iou/'):<24} {100 * value:6.2f}" for name, value in figures.items() if "/" in name]
+    return "\n".join([*whole, "", f"{'class':<24} IoU, %", *classes])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -14,15 +15,17 @@ import yaml
 from torch import Tensor
 
 from sfa_ext import data
+from sfa_ext.data.augment import train_transform
+from sfa_ext.data.loading import loader
 from sfa_ext.training import checkpoint, schedule
 from sfa_ext.training.evaluate import evaluate
 from sfa_ext.files import write_tensors, write_text
+from sfa_ext.training.folder import CHECKPOINT, CONFIG, TASK
 from sfa_ext.training.log import Log, Rate
 from sfa_ext.training.model import Classes, Model, build, pick_device
 from sfa_ext.training.recipe import Recipe
 from sfa_ext.training.seeds import derive, stream
 
-CONFIG, CHECKPOINT, TASK = "config.yaml", "checkpoint/last.safetensors", "task.safetensors"
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -138,9 +141,9 @@ class Fit:
     def _batches(self) -> Iterator[dict[str, Any]]:
         recipe, part = self.recipe, self.recipe.data
         return iter(
-            data.loader(
+            loader(
                 self.train_set,
-                data.train_transform(part.crop, **part.augment),
+                train_transform(part.crop, **part.augment),
                 batch_size=recipe.optim.batch,
                 order_seed=derive(recipe.seed, "order"),
                 augment_seed=derive(recipe.seed, "augment"),
@@ -177,7 +180,19 @@ class Fit:
             "palette": self.model.classes.palette,
             "recipe": self.recipe.as_dict(),
             "results": self.results,
+            "seconds": self.seconds,
+            "parameters": self._parameters(),
+            "eligible": self._eligible(),
         }
+
+    def _parameters(self) -> dict[str, float]:
+        report = self.model.adaptation.report()
+        return dataclasses.asdict(report) | {"share": report.share}
+
+    def _eligible(self) -> dict[str, int]:
+        """Size of every weight that the method's search could select from."""
+        selection = getattr(self.model.adaptation, "selection", None)
+        return {n: w.numel() for n, w in selection.weights.items()} if selection else {}
 
     def _save(self) -> None:
         meta = {"step": self.step, "skipped": self.skipped, "seconds": self.seconds, "results": self.results}

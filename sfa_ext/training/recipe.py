@@ -12,6 +12,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from sfa_ext.methods import setting_names
+
 
 @dataclass
 class BackboneRecipe:
@@ -141,12 +143,23 @@ def load(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Rec
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path}: must hold keys and values, got {type(values).__name__}")
     arguments = []
+    values = _settings_that_fit(values, overrides)
     for override in overrides:
         key, mark, value = override.partition("=")
         if not mark or not key:
             raise ValueError(f"override {override!r}: must be written key=value, for example optim.lr=0.001")
         arguments.append(f"--{key}={value}")
     return _parse(values, arguments, str(path))
+
+
+def _settings_that_fit(values: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Where method.name is overridden, only those of the recipe's method.settings stay that the new method knows."""
+    names = [o.removeprefix("method.name=") for o in overrides if o.startswith("method.name=")]
+    method = values.get("method")
+    if not names or not isinstance(method, dict) or not isinstance(method.get("settings"), dict):
+        return values
+    known = setting_names(names[-1])
+    return values | {"method": method | {"settings": {k: v for k, v in method["settings"].items() if k in known}}}
 
 
 def find(source: str | Path) -> Path:

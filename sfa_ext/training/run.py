@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfa_ext.files import read_tensors
-from sfa_ext.training.loop import CONFIG, TASK
+from sfa_ext.training.folder import CONFIG, TASK
 from sfa_ext.training.model import Classes, Model, build, pick_device
 from sfa_ext.training.recipe import Recipe, load
 

@@ -1,0 +1,159 @@
+"""The `sfa` command. Parses, calls, prints; every failure is one line, with exit status 2 (130 for Ctrl-C)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status. SFA_DEBUG=1 shows the traceback of a failure."""
+    options = _parse(arguments)
+    try:
+        options.run(options)
+        return 0
+    except KeyboardInterrupt:
+        print("\nsfa: interrupted; a run resumes from its last checkpoint with the same command", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("SFA_DEBUG"):
+            raise
+        print(f"sfa: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse does not let positional overrides follow an option; users write them there all the same.
+    if rest and hasattr(options, "overrides") and all("=" in r and not r.startswith("-") for r in rest):
+        options.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sfa", description="Adapt a vision transformer to dense tasks within a budget.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = _command(commands, "demo", _demo, "fit frozen, sfa-s, sfa-b and full on embedded scenes, write a report")
+    demo.add_argument("--quick", action="store_true", help="fewer steps: under 90 seconds on 2 cores")
+    demo.add_argument("--out", default="runs/demo", help="folder to write (default: %(default)s)")
+
+    fit = _command(commands, "fit", _fit, "train a recipe; resumes a run that was stopped")
+    _recipe_arguments(fit)
+    fit.add_argument("--out", help="folder of the run (default: runs/RECIPE-METHOD-seedN)")
+    fit.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    pretrain = _command(commands, "pretrain", _pretrain, "make a backbone checkpoint from the embedded source domain")
+    _recipe_arguments(pretrain, default="pretrain-swinv2-pico")
+    pretrain.add_argument("--out", default="runs/pretrain", help="folder of the run (default: %(default)s)")
+    pretrain.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    evaluate = _command(commands, "eval", _eval, "figures of a finished run, overall and per class")
+    evaluate.add_argument("folder", metavar="RUN", help="folder of a finished run")
+    evaluate.add_argument("--split", choices=("val", "test"), default="val", help="(default: %(default)s)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.add_argument("--device", default="auto")
+
+    predict = _command(commands, "predict", _predict, "draw the predicted classes over image files")
+    predict.add_argument("folder", metavar="RUN", help="folder of a finished run")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    predict.add_argument("--out", help="folder for the overlays (default: RUN/predictions)")
+    predict.add_argument("--device", default="auto")
+
+    params = _command(commands, "params", _params, "what recipes train, counted without training")
+    params.add_argument("recipes", metavar="RECIPE", nargs="+", help="recipes or key=value overrides for all of them")
+    params.add_argument("--json", action="store_true", help="print JSON")
+
+    env = _command(commands, "env", _env, "versions, instruction sets, backends, and what is missing")
+    env.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    arity = {} if default is None else {"nargs": "?", "default": default}
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe in the package", **arity)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for example optim.lr=0.001 method.name=full")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from sfa_ext.demo import demo
+
+    print(f"report: {demo(Path(options.out), quick=options.quick)}")
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from sfa_ext.report import run as report
+    from sfa_ext.training import loop, recipe
+
+    chosen = recipe.load(options.recipe, options.overrides)
+    name = Path(options.recipe).name.removesuffix(".yaml")
+    folder = Path(options.out or f"runs/{name}-{chosen.method.name}-seed{chosen.seed}")
+    fit = loop.Fit(chosen, folder, quiet=options.quiet)
+    print(f"{chosen.method.name}: {fit.model.adaptation.report()}")
+    for split, figures in fit.run().items():
+        print(f"{split}: " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if "/" not in k and k != "at"))
+    print(f"report: {report.write(folder)}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from sfa_ext.training import pretrain, recipe
+
+    if "=" in options.recipe:
+        options.overrides.insert(0, options.recipe)
+        options.recipe = "pretrain-swinv2-pico"
+    path, digest = pretrain.pretrain(recipe.load(options.recipe, options.overrides), options.out, options.quiet)
+    print(f"checkpoint: {path}  sha256 {digest}")
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from sfa_ext.training import evaluate
+
+    figures = evaluate.evaluate_run(options.folder, options.split, options.device)
+    print(json.dumps(figures) if options.json else evaluate.table(figures))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from sfa_ext.training import predict, run
+
+    _, model, _ = run.open_run(options.folder, options.device)
+    folder = options.out or Path(options.folder) / "predictions"
+    for image, overlay in predict.predict_files(model, options.images, folder):
+        print(f"{image} -> {overlay}")
+
+
+def _params(options: argparse.Namespace) -> None:
+    from sfa_ext.training import params, recipe
+
+    overrides = [r for r in options.recipes if "=" in r]
+    names = [r for r in options.recipes if "=" not in r]
+    if not names:
+        raise ValueError(f"params: give at least one recipe; in the package: {', '.join(recipe.names())}")
+    rows = [params.account(Path(n).name.removesuffix(".yaml"), recipe.load(n, overrides)) for n in names]
+    print(json.dumps(params.as_json(rows)) if options.json else params.table(rows))
+
+
+def _env(options: argparse.Namespace) -> None:
+    from sfa_ext import env
+
+    facts = env.environment()
+    print(json.dumps(facts) if options.json else env.render(facts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The demo: four methods on embedded scenes under one seed, and a report a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sfa_ext import data
+from sfa_ext.report import compare
+from sfa_ext.report import run as run_report
+from sfa_ext.report.gallery import gallery
+from sfa_ext.training import predict, recipe
+from sfa_ext.training.loop import Fit
+from sfa_ext.training.run import open_run
+
+METHODS = ("frozen", "sfa-s", "sfa-b", "full")
+QUICK = ["optim.steps=100", "optim.warmup=10", "data.train.count=800", "data.val.count=100", "data.test.count=200"]
+QUICK_ROUNDS = ["method.settings.interval=8"]
+EXAMPLES = 4
+
+
+def demo(folder: Path, quick: bool = False) -> Path:
+    """Fits METHODS on the recipe "scenes" (runs already finished are kept) and writes report.md; returns its path."""
+    runs = []
+    for method in METHODS:
+        overrides = [f"method.name={method}", *(QUICK if quick else [])]
+        if quick and method.startswith("sfa"):
+            overrides += QUICK_ROUNDS
+        chosen = recipe.load("scenes", overrides)
+        runs.append(folder / method)
+        Fit(chosen, runs[-1]).run()
+        run_report.write(runs[-1])
+    examples(runs, folder / "examples.png")
+    extra = ["![images, truth and predictions](examples.png)", ""]
+    title = "Selective Feature Adapter on embedded scenes" + (", quick" if quick else "")
+    return compare.write(folder, runs, title, extra)
+
+
+def examples(runs: Sequence[Path], path: Path) -> None:
+    """Draws the first validation images, their truth, and what each run predicts."""
+    settings = recipe.load(runs[0]).data
+    dataset = data.build(settings.name, **settings.settings, **settings.val)
+    samples = [dataset[i] for i in range(EXAMPLES)]
+    images = [np.asarray(s["image"].permute(1, 2, 0)) for s in samples]
+    columns = {"truth": [np.asarray(s["semantic"]) for s in samples]}
+    for run in runs:
+        _, model, meta = open_run(run)
+        columns[meta["recipe"]["method"]["name"]] = [predict.label_map(model, image) for image in images]
+    gallery(images, columns, dataset.class_names, model.classes.palette).save(path)
