@@ -1,12 +1,14 @@
 """The set loss of Mask2Former for semantic label maps: matching, class, mask and dice terms at sampled points.
 
 It computes the terms of the paper (Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation",
-2022, section 3.3 and 4.1) for all images and all predictions of a step together. Three things are its own:
+2022, section 3.3 and 4.1) for all images and all predictions of a step together. Four things are its own:
 
 * Labels are read at the pixel that holds a point, straight from the label map, so no mask per class is ever built.
 * Ignored pixels (255) carry no weight in the matching costs, the mask term and the dice term: they are neither
   positive nor negative. An image with no labelled pixel at all adds nothing to any term, the class term included. In
   other images a query that matches nothing learns "no object" even where its mask covers ignored pixels.
+* Logits between the outermost cell centres and the image's edge extend the edge, as in inference; the authors' code
+  blends them with zeros.
 * The number of masks that normalises the loss is averaged over ranks when distributed.
 
 Every random point comes from `torch.rand` on the device of the predictions, hence from torch's default generator:
@@ -181,7 +183,9 @@ def _span(labels: Tensor) -> str:
 
 def sample(maps: Tensor, where: Tensor) -> Tensor:
     """Bilinear values [N, C, P] of maps [N, C, h, w] at points [N, P, 2], (x, y) in 0..1 over the whole map."""
-    return F.grid_sample(maps, (2 * where - 1)[:, :, None], mode="bilinear", align_corners=False)[..., 0]
+    # "border" extends the edge as the bilinear resizing of a prediction does; zeros would pull logits there to 0.
+    grid = (2 * where - 1)[:, :, None]
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[..., 0]
 
 
 def labels_at(labels: Tensor, image: Tensor, where: Tensor) -> Tensor:
