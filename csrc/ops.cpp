@@ -22,6 +22,13 @@ STABLE_TORCH_LIBRARY(sfa, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sfa, CPU, m) {
+  m.impl("fused_adapter", TORCH_BOX(&sfa::cpu::fused_adapter));
+  m.impl("fused_adapter_backward", TORCH_BOX(&sfa::cpu::fused_adapter_backward));
+  m.impl("fused_adapter_norm", TORCH_BOX(&sfa::cpu::fused_adapter_norm));
+  m.impl("accumulate_scores_", TORCH_BOX(&sfa::cpu::accumulate_scores_));
+  m.impl("select_topk", TORCH_BOX(&sfa::cpu::select_topk));
+  m.impl("sparse_adamw_", TORCH_BOX(&sfa::cpu::sparse_adamw_));
+  m.impl("swap_values_", TORCH_BOX(&sfa::cpu::swap_values_));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sfa, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&sfa::cpu::cpu_isa)); }

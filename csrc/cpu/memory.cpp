@@ -1,0 +1,85 @@
+#include "memory.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "chunks.h"
+
+namespace sfa::cpu {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kChunk = 1 << 16;
+
+// Whether previous < index[0] < ... < index[n - 1] and none of them is negative; n >= 1. Sign bits of all differences
+// are gathered instead of compared one by one: plain x86-64 has no comparison of 64-bit lanes. Between numbers that are
+// not negative b - a - 1 cannot overflow, and numbers that are negative show in the gathered signs by themselves.
+bool increasing(int64_t previous, const int64_t* index, int64_t n) {
+  const uint64_t first = static_cast<uint64_t>(index[0]);
+  uint64_t signs = first | (first - static_cast<uint64_t>(previous) - 1);
+  for (int64_t i = 1; i < n; ++i) {
+    const uint64_t a = static_cast<uint64_t>(index[i - 1]);
+    const uint64_t b = static_cast<uint64_t>(index[i]);
+    signs |= b | (b - a - 1);
+  }
+  return (signs >> 63) == 0;
+}
+
+struct Span {
+  const char* begin;
+  const char* end;
+  bool written;
+};
+
+Span span_of(const Tensor& t, bool written) {
+  const char* begin = static_cast<const char*>(t.const_data_ptr());
+  return {begin, begin + t.numel() * static_cast<int64_t>(t.element_size()), written};
+}
+
+}  // namespace
+
+int64_t first_unsorted(const std::vector<Tensor>& index, const std::vector<int64_t>& limits) {
+  std::vector<int64_t> lengths;
+  std::vector<const int64_t*> data;
+  for (const Tensor& t : index) {
+    lengths.push_back(t.numel());
+    data.push_back(t.const_data_ptr<int64_t>());
+  }
+  const int64_t none = static_cast<int64_t>(index.size());
+  std::atomic<int64_t> first{none};
+  for_each_chunk(Chunks(std::move(lengths), kChunk), [&](int64_t, const Chunk& c) {
+    const int64_t* begin = data[c.list] + c.begin;
+    const int64_t n = c.end - c.begin;
+    const int64_t previous = c.begin == 0 ? -1 : std::max<int64_t>(begin[-1], -1);
+    if (increasing(previous, begin, n) && begin[n - 1] < limits[c.list]) return;
+    lower(first, c.list);
+  });
+  return first == none ? -1 : first.load();
+}
+
+bool overlap(const std::vector<Tensor>& written, const std::vector<Tensor>& read) {
+  std::vector<Span> spans;
+  for (const Tensor& t : written) spans.push_back(span_of(t, true));
+  for (const Tensor& t : read) spans.push_back(span_of(t, false));
+  std::erase_if(spans, [](const Span& s) { return s.begin == s.end; });
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  const char* written_end = nullptr;
+  const char* any_end = nullptr;
+  for (const Span& s : spans) {
+    if (s.begin < (s.written ? any_end : written_end)) return true;
+    any_end = std::max(any_end, s.end);
+    if (s.written) written_end = std::max(written_end, s.end);
+  }
+  return false;
+}
+
+std::vector<Tensor> contiguous(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& t : tensors) result.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
+  return result;
+}
+
+}  // namespace sfa::cpu
