@@ -28,20 +28,24 @@ Isa widest() {
   return Isa::kBaseline;
 }
 
-Isa choose() {
-  const Isa best = widest();
-  const char* forced = std::getenv("SFA_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') return best;
-  for (Isa isa : kAll) {
-    if (std::strcmp(forced, isa_name(isa)) != 0) continue;
-    STD_TORCH_CHECK(isa <= best, "SFA_CPU_ISA=", forced, " is not available: this CPU has up to ", isa_name(best));
-    return isa;
-  }
-  STD_TORCH_CHECK(false, "SFA_CPU_ISA must be one of baseline, avx2, avx512, avx512bf16, got ", forced);
+const char* forced() {
+  const char* name = std::getenv("SFA_CPU_ISA");
+  return name == nullptr ? "" : name;
 }
 
-// Bits of CPUID leaf 7, register EDX.
-bool cpuid7_edx(unsigned bit) {
+Isa choose() {
+  const Isa best = widest();
+  const char* name = forced();
+  if (*name == '\0' || std::strcmp(name, "torch") == 0) return best;
+  for (Isa isa : kAll) {
+    if (std::strcmp(name, isa_name(isa)) != 0) continue;
+    STD_TORCH_CHECK(isa <= best, "SFA_CPU_ISA=", name, " is not available: this CPU has up to ", isa_name(best));
+    return isa;
+  }
+  STD_TORCH_CHECK(false, "SFA_CPU_ISA must be one of baseline, avx2, avx512, avx512bf16, torch, got ", name);
+}
+
+bool cpuid7_edx(unsigned bit) {  // CPUID leaf 7, register EDX
 #if defined(__x86_64__)
   unsigned a, b, c, d;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && ((d >> bit) & 1) != 0;
@@ -49,6 +53,13 @@ bool cpuid7_edx(unsigned bit) {
   (void)bit;
   return false;
 #endif
+}
+
+ByTorch choose_by_torch() {
+  if (std::strcmp(forced(), "torch") == 0) return {true, true, true};
+  if (*forced() != '\0') return {false, false, false};
+  constexpr unsigned kAmxBf16 = 22, kAvx512Fp16 = 23, kAmxTile = 24;
+  return {cpuid7_edx(kAmxBf16) && cpuid7_edx(kAmxTile), cpuid7_edx(kAvx512Fp16), false};
 }
 
 }  // namespace
@@ -71,16 +82,16 @@ const char* isa_name(Isa isa) {
   }
 }
 
-bool torch_has_faster_bf16() {
-  static const bool amx_bf16 = cpuid7_edx(22) && cpuid7_edx(24);
-  return amx_bf16;
+ByTorch by_torch() {
+  static const ByTorch chosen = choose_by_torch();
+  return chosen;
 }
 
-bool torch_has_faster_fp16() {
-  static const bool avx512_fp16 = cpuid7_edx(23);
-  return avx512_fp16;
+std::string cpu_isa() {
+  const ByTorch torch = by_torch();
+  if (torch.rest) return std::string(isa_name(isa())) + ", all by torch";
+  return std::string(isa_name(isa())) + (torch.bfloat16 ? ", bfloat16 by torch" : "") +
+         (torch.float16 ? ", float16 by torch" : "");
 }
-
-std::string cpu_isa() { return isa_name(isa()); }
 
 }  // namespace sfa::cpu

@@ -5,15 +5,17 @@ namespace sfa::cpu {
 
 enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
-// The widest set that the CPU has, or the one that SFA_CPU_ISA names; fixed at the first call.
+// The widest set that the CPU has, or the narrower one that SFA_CPU_ISA names; fixed at the first call.
 // Raises if SFA_CPU_ISA names an unknown set or one that this CPU does not have.
 Isa isa();
 
 const char* isa_name(Isa isa);
 
-// Whether torch's own matrix products use instructions that our kernels do not have: AMX for bfloat16,
-// AVX512-FP16 for float16. There the products are left to torch.
-bool torch_has_faster_bf16();
-bool torch_has_faster_fp16();
+// Which matrix products of the adapter are left to torch: those of bfloat16 where the processor has AMX and those of
+// float16 where it has AVX512-FP16, which torch can use and our kernels cannot. All of them if SFA_CPU_ISA=torch.
+struct ByTorch {
+  bool bfloat16, float16, rest;
+};
+ByTorch by_torch();
 
 }  // namespace sfa::cpu

@@ -1,0 +1,134 @@
+// The matrix product that all adapter kernels are made of: a tile of rows times a packed panel of columns, held in
+// registers. See vec.h for how this file is compiled.
+#pragma once
+
+#include "vec.h"
+
+namespace sfa::cpu::SFA_ISA_NAMESPACE {
+namespace {
+
+// How numbers of type T are multiplied. A word is what one lane consumes per step along the inner dimension: one
+// number, or two bfloat16 where the processor has their dot product. Half types without one are widened to float.
+template <class T>
+struct Product {
+  using Acc = float;
+  using Elem = float;
+  using Word = float;
+  static constexpr int kPerWord = 1;
+  static SFA_INLINE Vec<float> step(Vec<float> acc, float a, Vec<float> b) { return a * b + acc; }
+};
+
+template <>
+struct Product<double> {
+  using Acc = double;
+  using Elem = double;
+  using Word = double;
+  static constexpr int kPerWord = 1;
+  static SFA_INLINE Vec<double> step(Vec<double> acc, double a, Vec<double> b) { return a * b + acc; }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct Product<Bf16> {
+  using Acc = float;
+  using Elem = Bf16;
+  using Word = uint32_t;
+  static constexpr int kPerWord = 2;
+  static SFA_INLINE Vec<float> step(Vec<float> acc, uint32_t a, Vec<uint32_t> b) {
+    return bit_cast<Vec<float>>(_mm512_dpbf16_ps(bit_cast<__m512>(acc),
+                                                 bit_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))),
+                                                 bit_cast<__m512bh>(b)));
+  }
+};
+#endif
+
+// A tile is kTileRows x 2 vectors: with 32 registers 24 sums, two columns of b and the broadcast numbers of a.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 12;
+#else
+constexpr int kTileRows = 6;
+#endif
+template <class T>
+constexpr int kPanel = 2 * kLanes<typename Product<T>::Acc>;
+
+template <class T>
+SFA_INLINE int64_t words(int64_t k) {
+  return (k + Product<T>::kPerWord - 1) / Product<T>::kPerWord;
+}
+template <class T>
+SFA_INLINE int64_t padded(int64_t n) {
+  return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
+}
+
+template <int kValue>
+struct Int {
+  static constexpr int value = kValue;
+};
+
+// Calls f(Int<R>, first row) over tiles of R rows that cover [0, rows). Sums do not depend on R.
+template <class F>
+SFA_INLINE void for_tiles(int64_t rows, F&& f) {
+  int64_t r = 0;
+  for (; r + kTileRows <= rows; r += kTileRows) f(Int<kTileRows>{}, r);
+  for (; r + kTileRows / 3 <= rows; r += kTileRows / 3) f(Int<kTileRows / 3>{}, r);
+  for (; r < rows; ++r) f(Int<1>{}, r);
+}
+
+template <class T, int R>
+struct Tile {
+  using Acc = typename Product<T>::Acc;
+  using Word = typename Product<T>::Word;
+  static constexpr int kL = kLanes<Acc>;
+  Vec<Acc> sum[R][2];
+
+  SFA_INLINE void fill(Vec<Acc> first, Vec<Acc> second) {
+    for (int r = 0; r < R; ++r) sum[r][0] = first, sum[r][1] = second;
+  }
+
+  // sum[r] += a(r, k) * b(k) for k < depth words; a(r, k) is at a + r * row_step + k * depth_step.
+  SFA_INLINE void multiply(const Word* a, int64_t row_step, int64_t depth_step, const Word* b, int64_t depth) {
+    for (int64_t k = 0; k < depth; ++k, a += depth_step, b += 2 * kL) {
+      const Vec<Word> b0 = load_raw<Vec<Word>>(b), b1 = load_raw<Vec<Word>>(b + kL);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const Word w = load_raw<Word>(a + r * row_step);
+        sum[r][0] = Product<T>::step(sum[r][0], w, b0);
+        sum[r][1] = Product<T>::step(sum[r][1], w, b1);
+      }
+    }
+  }
+
+  // f(sum, row, column offset, count of columns that exist) for every vector of the tile.
+  template <class F>
+  SFA_INLINE void emit(int64_t columns, F&& f) {
+    if (columns >= 2 * kL) {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) f(sum[r][0], r, 0, Int<kL>{}), f(sum[r][1], r, kL, Int<kL>{});
+    } else {
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < 2; ++v)
+          if (columns > v * kL) f(sum[r][v], r, v * kL, columns - v * kL < kL ? columns - v * kL : kL);
+    }
+  }
+};
+
+// Loads and stores of either a whole vector, known at compile time, or its first n elements.
+template <class T, int N>
+SFA_INLINE auto load_count(const T* p, Int<N>) {
+  return load(p);
+}
+template <class T>
+SFA_INLINE auto load_count(const T* p, int64_t n) {
+  return load_first(p, n);
+}
+template <class T, class V, int N>
+SFA_INLINE void store_count(T* p, V v, Int<N>) {
+  store(p, v);
+}
+template <class T, class V>
+SFA_INLINE void store_count(T* p, V v, int64_t n) {
+  store_first(p, v, n);
+}
+
+}  // namespace
+}  // namespace sfa::cpu::SFA_ISA_NAMESPACE

@@ -1,0 +1,125 @@
+// Packing of matrices into panels: [panel][word along the inner dimension][kPanel columns], zeros beyond the edges.
+// A panel is then read front to back, whatever the strides of the matrix were.
+#pragma once
+
+#include "adapter_gemm.h"
+
+namespace sfa::cpu::SFA_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+constexpr bool kStoredAsWords = sizeof(T) == sizeof(typename Product<T>::Elem);
+
+// One vector of words from n neighbouring numbers of a row; n counts numbers, not words.
+template <class T>
+SFA_INLINE Vec<typename Product<T>::Word> row_words(const T* p, int64_t n) {
+  using Word = typename Product<T>::Word;
+  constexpr int64_t kAll = kLanes<Word> * Product<T>::kPerWord;
+  if constexpr (kStoredAsWords<T>) {
+    if (n >= kAll) return load_raw<Vec<Word>>(p);
+    T buffer[kAll] = {};
+    for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+    return load_raw<Vec<Word>>(buffer);
+  } else {
+    return n >= kAll ? load(p) : load_first(p, n);
+  }
+}
+
+// One vector of words for n neighbouring columns: their number in row0 and, where a word holds two, in row1 (nullptr
+// stands for zeros).
+template <class T>
+SFA_INLINE Vec<typename Product<T>::Word> column_words(const T* row0, [[maybe_unused]] const T* row1, int64_t n) {
+  using Word = typename Product<T>::Word;
+  if constexpr (Product<T>::kPerWord == 2) {
+    T low[kLanes<Word>] = {}, high[kLanes<Word>] = {};
+    if (n >= kLanes<Word>) {
+      const Vec<uint32_t> first = widen(load_raw<Narrow>(row0));
+      return row1 == nullptr ? first : first | widen(load_raw<Narrow>(row1)) << 16;
+    }
+    for (int64_t i = 0; i < n; ++i) low[i] = row0[i];
+    for (int64_t i = 0; row1 != nullptr && i < n; ++i) high[i] = row1[i];
+    return widen(load_raw<Narrow>(low)) | widen(load_raw<Narrow>(high)) << 16;
+  } else {
+    return n >= kLanes<Word> ? load(row0) : load_first(row0, n);
+  }
+}
+
+template <int... kIndex>
+struct Indices {};
+template <int kCount, int... kIndex>
+struct MakeIndices : MakeIndices<kCount - 1, kCount - 1, kIndex...> {};
+template <int... kIndex>
+struct MakeIndices<0, kIndex...> {
+  using type = Indices<kIndex...>;
+};
+
+// One butterfly: swaps the off-diagonal blocks of size kStep between two rows.
+template <int kStep, class V, int... kIndex>
+SFA_INLINE void exchange(V& a, V& b, Indices<kIndex...>) {
+  constexpr int kL = sizeof...(kIndex);
+  const V low = __builtin_shufflevector(a, b, ((kIndex & kStep) ? kL + kIndex - kStep : kIndex)...);
+  const V high = __builtin_shufflevector(a, b, ((kIndex & kStep) ? kL + kIndex : kIndex + kStep)...);
+  a = low, b = high;
+}
+
+template <int kStep, int kL, class V>
+SFA_INLINE void transpose(V (&rows)[kL]) {
+  if constexpr (kStep < kL) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kL; ++i)
+      if ((i & kStep) == 0) exchange<kStep>(rows[i], rows[i + kStep], typename MakeIndices<kL>::type{});
+    transpose<2 * kStep>(rows);
+  }
+}
+
+// Panels [first, last) of w^T, where w is [n, k] with rows of k numbers: columns are rows of w.
+template <class T>
+void pack_transposed(const T* w, int64_t n, int64_t k, int64_t first, int64_t last, typename Product<T>::Word* out) {
+  using Word = typename Product<T>::Word;
+  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord;
+  const int64_t depth = words<T>(k);
+  for (int64_t column = first * kPanel<T>; column < last * kPanel<T>; column += kL) {
+    Word* panel = out + column / kPanel<T> * kPanel<T> * depth + column % kPanel<T>;
+    for (int64_t word = 0; word < depth; word += kL) {
+      Vec<Word> rows[kL];
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i)
+        rows[i] = column + i < n ? row_words<T>(w + (column + i) * k + word * kPer, k - word * kPer) : Vec<Word>{};
+      transpose<1>(rows);
+      if (word + kL <= depth) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i) store_raw(panel + (word + i) * kPanel<T>, rows[i]);
+      } else {
+        for (int i = 0; i < depth - word; ++i) store_raw(panel + (word + i) * kPanel<T>, rows[i]);
+      }
+    }
+  }
+}
+
+// w is [k, n] with rows `stride` apart. Column c of word i goes to out + i * out_stride + c, for whole vectors of
+// columns.
+template <class T>
+void pack_block(const T* w, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out, int64_t out_stride) {
+  using Word = typename Product<T>::Word;
+  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord;
+  for (int64_t row = 0; row < k; row += kPer, out += out_stride) {
+    const T* row0 = w + row * stride;
+    const T* row1 = row + 1 < k ? row0 + stride : nullptr;
+    for (int64_t c = 0; c < n; c += kL) store_raw(out + c, column_words<T>(row0 + c, row1 == nullptr ? row1 : row1 + c, n - c));
+  }
+}
+
+// Panels [first, last) of w, which is [k, n] with rows `stride` apart.
+template <class T>
+void pack_plain(const T* w, int64_t k, int64_t n, int64_t stride, int64_t first, int64_t last,
+                typename Product<T>::Word* out) {
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t column = panel * kPanel<T>, left = n - column;
+    auto* to = out + panel * kPanel<T> * words<T>(k);
+    if (left < kPanel<T>) __builtin_memset(to, 0, sizeof(*to) * kPanel<T> * words<T>(k));
+    pack_block<T>(w + column, k, left < kPanel<T> ? left : kPanel<T>, stride, to, kPanel<T>);
+  }
+}
+
+}  // namespace
+}  // namespace sfa::cpu::SFA_ISA_NAMESPACE

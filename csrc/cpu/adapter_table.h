@@ -1,0 +1,48 @@
+// Defines kAdapter for the instruction set SFA_ISA_NAMESPACE; included by adapter_<isa>.cpp alone.
+#pragma once
+
+#include "adapter_kernels.h"
+#include "adapter_outer.h"
+#include "adapter_rows.h"
+
+namespace sfa::cpu::SFA_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+constexpr AdapterKernels make_kernels() {
+  using Word = typename Product<T>::Word;
+  return {
+      .number_bytes = sizeof(T),
+      .acc_bytes = sizeof(typename Product<T>::Acc),
+      .tile_rows = kTileRows,
+      .panel = kPanel<T>,
+      .outer_rows = kOuterRows,
+      .outer_columns = kOuterColumns,
+      .packed_bytes = [](int64_t n, int64_t k) -> int64_t { return padded<T>(n) * words<T>(k) * sizeof(Word); },
+      .pack_transposed =
+          [](const void* w, int64_t n, int64_t k, int64_t first, int64_t last, void* out) {
+            pack_transposed<T>(static_cast<const T*>(w), n, k, first, last, static_cast<Word*>(out));
+          },
+      .pack_plain =
+          [](const void* w, int64_t n, int64_t k, int64_t first, int64_t last, void* out) {
+            pack_plain<T>(static_cast<const T*>(w), k, n, n, first, last, static_cast<Word*>(out));
+          },
+      .forward_scratch = ForwardScratch<T>::bytes,
+      .forward = forward<T, T, false>,
+      .norm = forward<T, T, true>,
+      .norm_float = forward<T, typename Product<T>::Acc, true>,
+      .backward_scratch = BackwardScratch<T>::bytes,
+      .backward = backward<T>,
+      .outer_scratch = outer_scratch<T>,
+      .outer = outer<T>,
+      .column_sums = column_sums<T>,
+      .finish = finish<T>,
+  };
+}
+
+}  // namespace
+
+const AdapterKernels kAdapter[4] = {make_kernels<float>(), make_kernels<double>(), make_kernels<Bf16>(),
+                                    make_kernels<Fp16>()};
+
+}  // namespace sfa::cpu::SFA_ISA_NAMESPACE

@@ -1,0 +1,83 @@
+#include "adapter_torch.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
+
+#include "isa.h"
+
+namespace sfa::cpu {
+
+using torch::headeronly::ScalarType;
+
+namespace {
+
+// Calls an operator of torch that returns one tensor.
+template <class... Args>
+Tensor call(const char* name, const char* overload, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
+  return call("aten::linear", "", x, w, b);
+}
+
+Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
+
+Tensor activation(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down) {
+  return call("aten::relu", "", linear(x, w_down, b_down));
+}
+
+}  // namespace
+
+bool leave_to_torch(ScalarType dtype) {
+  const ByTorch torch = by_torch();
+  return dtype == ScalarType::BFloat16 ? torch.bfloat16 : (dtype == ScalarType::Half ? torch.float16 : torch.rest);
+}
+
+Tensor torch_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
+                     const std::optional<Tensor>& b_up) {
+  return add(x, linear(activation(x, w_down, b_down), w_up, b_up));
+}
+
+Tensor torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                          const std::optional<Tensor>& b_down, const Tensor& w_up, const std::optional<Tensor>& b_up,
+                          const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
+  const Tensor y = torch_adapter(x, w_down, b_down, w_up, b_up);
+  const ScalarType dtype = norm_weight.scalar_type() == norm_bias.scalar_type() ? norm_weight.scalar_type() : ScalarType::Float;
+  const std::array<int64_t, 1> shape{norm_weight.size(0)};
+  const auto like = [&](const Tensor& t) { return torch::stable::to(t, dtype); };
+  const Tensor normed =
+      call("aten::layer_norm", "", like(y), torch::headeronly::IntHeaderOnlyArrayRef(shape),
+           std::optional<Tensor>(like(norm_weight)), std::optional<Tensor>(like(norm_bias)), eps, false);
+  return torch::stable::to(add(residual, normed), residual.scalar_type());
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, const std::vector<bool>& output_mask) {
+  const auto rows = [](const Tensor& t, int64_t width) { return torch::stable::reshape(t, {width == 0 ? 0 : t.numel() / width, width}); };
+  const Tensor g = rows(grad_out, w_down.size(1)), x_rows = rows(x, w_down.size(1));
+  const Tensor zero = torch::stable::new_zeros(x, {1});
+  const auto nothing = [&] { return torch::stable::new_empty(x, {0}); };
+  const auto transposed = [](const Tensor& t) { return torch::stable::transpose(t, 0, 1); };
+  const Tensor h = activation(x_rows, w_down, b_down);
+  const Tensor dead = call("aten::le", "Tensor", h, zero);
+  const Tensor grad_hidden = call("aten::where", "self", dead, zero, torch::stable::matmul(g, w_up));
+  const auto column_sums = [](const Tensor& t) {
+    const std::array<int64_t, 1> dim{0};
+    return torch::stable::sum(t, torch::headeronly::IntHeaderOnlyArrayRef(dim));
+  };
+  const auto contiguous = [](const Tensor& t) { return torch::stable::contiguous(t); };
+  return {
+      output_mask[0] ? torch::stable::reshape(add(g, torch::stable::matmul(grad_hidden, w_down)), x.sizes()) : nothing(),
+      output_mask[1] ? contiguous(torch::stable::matmul(transposed(grad_hidden), x_rows)) : nothing(),
+      output_mask[2] ? column_sums(grad_hidden) : nothing(),
+      output_mask[3] ? contiguous(torch::stable::matmul(transposed(g), h)) : nothing(),
+      output_mask[4] ? column_sums(g) : nothing(),
+  };
+}
+
+}  // namespace sfa::cpu

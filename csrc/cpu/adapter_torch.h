@@ -1,0 +1,29 @@
+// The adapter as a chain of torch's own operators, for processors whose matrix units torch can use and our kernels
+// cannot.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace sfa::cpu {
+
+using torch::stable::Tensor;
+
+// Whether isa.h says so for this type.
+bool leave_to_torch(torch::headeronly::ScalarType dtype);
+
+Tensor torch_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
+                     const std::optional<Tensor>& b_up);
+
+Tensor torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                          const std::optional<Tensor>& b_down, const Tensor& w_up, const std::optional<Tensor>& b_up,
+                          const Tensor& norm_weight, const Tensor& norm_bias, double eps);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, const std::vector<bool>& output_mask);
+
+}  // namespace sfa::cpu
