@@ -26,7 +26,7 @@ build: $(READY)
 	$(PY) setup.py -q build_ext --inplace
 
 demo: build
-	$(VENV)/bin/sfa demo
+	$(VENV)/bin/sfa demo $(if $(QUICK),--quick --out runs/demo-quick)
 
 test: build
 	$(PY) -m pytest
