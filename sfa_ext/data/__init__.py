@@ -10,6 +10,7 @@ from sfa_ext.data.errors import DataError
 
 # Name -> module and class; a module is imported when its data set is asked for.
 DATASETS: dict[str, tuple[str, str]] = {
+    "ade20k": ("sfa_ext.data.ade20k", "ADE20K"),
     "scenes": ("sfa_ext.data.scenes", "Scenes"),
 }
 # These need torchvision; processes that only render scenes must not load it.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -123,10 +124,19 @@ class _ZoomCrop:
         padding = [before[1], before[0], room[1] - before[1], room[0] - before[0]]
         out = dict(sample)
         for name in _FILL.keys() & sample.keys():
-            value = v2.functional.resized_crop(sample[name], *start, *part, size)
+            value = v2.functional.crop(sample[name], *start, *part)
+            value = v2.functional.resize(value, size) if name == "image" else _resize_labels(value, size)
             value = v2.functional.pad(value, padding, _FILL[name]) if any(room) else value
             out[name] = tv_tensors.wrap(value / factor, like=value) if name == "depth" and factor != 1 else value
         return out
+
+
+def _resize_labels(value: Tensor, size: list[int]) -> Tensor:
+    """The label at the centre of each new pixel. torchvision takes that of its corner, up to half a pixel away."""
+    if list(value.shape[-2:]) == size:
+        return value
+    resized = F.interpolate(value.as_subclass(Tensor)[None, None], size, mode="nearest-exact")[0, 0]
+    return tv_tensors.wrap(resized, like=value)
 
 
 class _ColourJitter:

@@ -56,7 +56,6 @@ def test_a_ray_meets_the_solid_where_it_first_enters_it(solid):
     touched = inside.sum(1) > 2
     assert 0.1 < touched.mean() < 0.95
     assert np.abs(t - first)[touched].max() < 2e-3
-    assert ((t == MISS) | (t <= 2))[inside.sum(1) == 0].all()
     # A ray that no sample finds inside may still graze the solid, but few do.
     assert (t[inside.sum(1) == 0] < MISS).mean() < 0.01
 
