@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-from . import _library  # noqa: F401  loads the compiled libraries before anything registers against them
+from . import adapter  # noqa: F401  registers the Python half of its operators
+from .backends import backends
+
+__all__ = ["backends"]

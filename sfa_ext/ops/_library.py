@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,3 +51,17 @@ def has_kernel(op: str, key: str) -> bool:
 def below_autograd():
     """Context in which calling an operator goes past its Autograd kernel to the backend's."""
     return torch._C._AutoDispatchBelowAutograd()
+
+
+def register_autocast(op: str, kernel: Callable[..., Any]) -> None:
+    """Registers `kernel(dtype, *args)`, which runs with autocast off, for autocast on CPU and CUDA."""
+    both = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+    for device in ("cpu", "cuda"):
+
+        def run(*args: Any, device: str = device) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(both):
+                return kernel(torch.get_autocast_dtype(device), *args)
+
+        LIBRARY.impl(op, run, f"Autocast{device.upper()}")
