@@ -33,9 +33,14 @@ class Numbered(torch.utils.data.Dataset):
 
 def batches(count=4, start=0, workers=0, order=1, augment=2, dataset=None, batch_size=4, **settings):
     loader = data.loader(
-        Numbered() if dataset is None else dataset, data.train_transform(16, **settings), batch_size=batch_size, order_seed=order,
-        augment_seed=augment, start=start, workers=workers,
-    )  # fmt: skip
+        Numbered() if dataset is None else dataset,
+        data.train_transform(16, **settings),
+        batch_size=batch_size,
+        order_seed=order,
+        augment_seed=augment,
+        start=start,
+        workers=workers,
+    )
     return list(itertools.islice(loader, count))
 
 

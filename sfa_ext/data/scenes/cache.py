@@ -12,11 +12,13 @@ import selectors
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from sfa_ext.data.errors import DataError
 from sfa_ext.data.scenes.render import GENERATOR_VERSION, render_index
@@ -160,7 +162,8 @@ def _render(request: Request, folder: Path, workers: int) -> Path:
         if workers > 0 and request.count * request.size**2 >= _WORTH_A_WORKER:
             _in_processes(request, temporary, workers)
         else:
-            fill(request, temporary, range(request.count))
+            for _ in tqdm(fill(request, temporary, range(request.count)), total=request.count, **_bar(request)):
+                pass
         sizes = {file.name: file.stat().st_size for file in sorted(temporary.glob("*.npy"))}
         with (temporary / _INDEX).open("w") as handle:
             json.dump(sizes, handle)
@@ -172,13 +175,7 @@ def _render(request: Request, folder: Path, workers: int) -> Path:
     return final
 
 
-def fill(request: Request, path: Path, indices: range) -> None:
-    """Renders `indices` into the arrays of `path`."""
-    for _ in filling(request, path, indices):
-        pass
-
-
-def filling(request: Request, path: Path, indices: range) -> Iterator[int]:
+def fill(request: Request, path: Path, indices: range) -> Iterator[int]:
     """Renders `indices` into the arrays of `path`, yielding each when it is done."""
     arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r+") for name in request.layout()}
     for index in indices:
@@ -202,8 +199,6 @@ main(sys.argv[2:])
 
 
 def _in_processes(request: Request, path: Path, workers: int) -> None:
-    from tqdm import tqdm
-
     package = str(Path(__file__).parents[2])
     running: list[subprocess.Popen[bytes]] = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -217,7 +212,7 @@ def _in_processes(request: Request, path: Path, workers: int) -> None:
                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment,
                     )
                 )  # fmt: skip
-        with tqdm(total=request.count, desc=f"rendering {request.name}", unit="img", delay=1) as bar:
+        with tqdm(total=request.count, **_bar(request)) as bar:
             _follow(running, bar.update)
         for number, process in enumerate(running):
             if process.wait() != 0:
@@ -233,7 +228,12 @@ def _in_processes(request: Request, path: Path, workers: int) -> None:
             process.stdout.close()
 
 
-def _follow(running: list[subprocess.Popen[bytes]], advance) -> None:
+def _bar(request: Request) -> dict[str, Any]:
+    # Work of less than a second shows no bar.
+    return {"desc": f"rendering {request.name}", "unit": "img", "delay": 1}
+
+
+def _follow(running: list[subprocess.Popen[bytes]], advance: Callable[[int], Any]) -> None:
     """Reads the byte that a worker writes for each scene, until all have closed their ends."""
     with selectors.DefaultSelector() as selector:
         for process in running:

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from sfa_ext.data.scenes.cache import Request, filling
+from sfa_ext.data.scenes.cache import Request, fill
 
 
 def main(arguments: list[str]) -> None:
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     request, path = Request(**json.loads(arguments[0])), Path(arguments[1])
     number, workers = int(arguments[2]), int(arguments[3])
     try:
-        for _ in filling(request, path, range(number, request.count, workers)):
+        for _ in fill(request, path, range(number, request.count, workers)):
             os.write(sys.stdout.fileno(), b".")
     except BrokenPipeError:
         # Nobody listens any more: the process that wanted the scenes has been killed.
