@@ -8,7 +8,7 @@ CPP = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*
 .PHONY: help demo test lint format build bench one-binary clean
 
 help:
-	@echo 'make demo        adapt the embedded backbone to the embedded data and write a report with pictures'
+	@echo 'make demo        adapt the embedded backbone to the embedded data, write a report with pictures (QUICK=1: shorter)'
 	@echo 'make test        run every test'
 	@echo 'make lint        check style (ruff, clang-format); make format applies it'
 	@echo 'make build       recompile csrc/ into the working tree'

@@ -32,8 +32,9 @@ def test_versions_are_those_in_use() -> None:
 
 
 def test_instruction_set_in_use_was_compiled_and_is_there() -> None:
-    assert FACTS["cpu"]["isa_in_use"] in FACTS["build"]["cpu_isas"]
-    assert FACTS["cpu"]["isa_in_use"] in FACTS["cpu"]["isas_available"]
+    isa = FACTS["cpu"]["isa_in_use"].partition(",")[0]
+    assert isa in FACTS["build"]["cpu_isas"]
+    assert isa in FACTS["cpu"]["isas_available"]
 
 
 def test_every_op_has_a_line_that_names_its_backend() -> None:
