@@ -187,6 +187,7 @@ def _furnish(rng: np.random.Generator, look: Look, half: tuple[float, float], ca
     area = rng.uniform(*look.coverage) / wanted
     solids: list[Placed] = []
     seen: list[tuple[float, float, float]] = []
+    axes = [a.tolist() for a in (camera.eye, camera.right, camera.up, camera.forward)]
     for attempt in range(40 * wanted):
         if len(solids) == wanted:
             break
@@ -194,7 +195,7 @@ def _furnish(rng: np.random.Generator, look: Look, half: tuple[float, float], ca
         size = math.sqrt(area * 4 / math.pi) * rng.uniform(0.8, 1.3) * (1 - 0.4 * attempt / (40 * wanted))
         border = 1 - 0.8 * size if look.whole else 0.95
         u, v = rng.uniform(-border, border), rng.uniform(-border, 0.35)
-        spot, distance = _on_floor(camera, u, v - size * 0.6)
+        spot, distance = _on_floor(axes, camera.spread, u, v - size * 0.6)
         radius = size * distance * camera.spread
         if not 1.3 < distance < 7 or not 0.12 < radius < 0.95:
             continue
@@ -202,21 +203,22 @@ def _furnish(rng: np.random.Generator, look: Look, half: tuple[float, float], ca
             continue
         if any(math.hypot(u - a, v - b) < 0.62 * (size + c) for a, b, c in seen):
             continue
-        if any(math.hypot(*(spot - other.centre[:2])) < 0.8 * (radius + other.radius) for other in solids):
+        if any(math.dist(spot, other.centre[:2].tolist()) < 0.8 * (radius + other.radius) for other in solids):
             continue
         sight = np.array([*spot, radius * 0.7]) - camera.eye
         sight = tuple((sight / np.linalg.norm(sight)).tolist())
         number = int(rng.integers(len(SOLIDS)))
-        solids.append(_place(rng, look, number, radius, tuple(spot), sight, _material(rng, look)))
+        solids.append(_place(rng, look, number, radius, spot, sight, _material(rng, look)))
         seen.append((u, v, size))
     return tuple(solids)
 
 
-def _on_floor(camera: Camera, u: float, v: float) -> tuple[np.ndarray, float]:
-    """The floor's point that appears at (u, v) of the half-image, and its depth."""
-    ray = camera.forward + camera.spread * (u * camera.right + v * camera.up)
-    depth = camera.eye[2] / max(-ray[2], 1e-3)
-    return (camera.eye + depth * ray)[:2], float(depth)
+def _on_floor(axes: list[list[float]], spread: float, u: float, v: float) -> tuple[tuple[float, float], float]:
+    """The floor's point that appears at (u, v) of the half-image, and its depth; plain floats, this runs very often."""
+    eye, right, up, forward = axes
+    ray = [f + spread * (u * r + v * p) for f, r, p in zip(forward, right, up, strict=True)]
+    depth = eye[2] / max(-ray[2], 1e-3)
+    return (eye[0] + depth * ray[0], eye[1] + depth * ray[1]), depth
 
 
 def _place(

@@ -147,7 +147,12 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _transform(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return np.stack([_dot(row, x) for row in matrix])
+    out = np.empty((3, x.shape[1]), np.float32)
+    for line, (a, b, c) in zip(out, matrix, strict=True):
+        np.multiply(x[0], a, out=line)
+        line += b * x[1]
+        line += c * x[2]
+    return out
 
 
 def _solids(scene: Scene, eye: np.ndarray, rays: np.ndarray, toward: np.ndarray, hits: _Hits) -> None:
