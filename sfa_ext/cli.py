@@ -41,7 +41,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sfa", description="Adapt a vision transformer to dense tasks within a budget.")
+    parser = argparse.ArgumentParser(
+        prog="sfa", description="Adapt a vision transformer to dense tasks within a budget."
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     demo = _command(commands, "demo", _demo, "fit frozen, sfa-s, sfa-b and full on embedded scenes, write a report")

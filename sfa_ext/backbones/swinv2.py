@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
+from torch import Tensor, nn
 
 FAMILY = "timm SwinV2"
 SLOTS = {"attention": "attention_tail", "mlp": "mlp_tail"}

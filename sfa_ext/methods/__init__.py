@@ -56,5 +56,7 @@ def resolve(name: str, backbone: nn.Module, settings: Mapping[str, Any] | None =
     settings, known = dict(settings or {}), setting_names(name)
     base = preset(name, backbone) if name in PRESETS else METHODS[name]()
     if unknown := sorted(set(settings) - known):
-        raise ValueError(f"method {name!r}: unknown setting {unknown[0]!r}, known: {', '.join(sorted(known)) or 'none'}")
+        raise ValueError(
+            f"method {name!r}: unknown setting {unknown[0]!r}, known: {', '.join(sorted(known)) or 'none'}"
+        )
     return dataclasses.replace(base, **settings)

@@ -118,8 +118,8 @@ class Adaptation(abc.ABC):
         """What the method itself keeps in `optimizer` beyond AdamW's own state."""
         return {}
 
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-        """Takes what `optimizer_state` returned."""
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Takes what `optimizer_state` returned; most methods keep nothing there."""
 
     def detach(self) -> nn.Module:
         """Takes the method out of the backbone, which is then bit-identical to what it was; returns it."""

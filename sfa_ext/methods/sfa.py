@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,20 +71,25 @@ class SFA(Method):
             if external > whole:
                 raise ValueError(
                     f"budget: {self.budget} allows {whole} weights, adapters of dim={self.dim} alone need {external}; "
-                    f"the smallest budget is {external / size:.5f}"
+                    f"the smallest budget is {_at_least(external / size)}"
                 )
             return self.dim, whole - external
         dim = largest_dim(widths, int(self.rho * self.budget * size))
         if self.rho > 0 and dim == 0:
-            smallest = external_weights(widths, 1) / size / self.rho
+            smallest = _at_least(external_weights(widths, 1) / size / self.rho)
             raise ValueError(
                 f"budget: {self.budget} with rho={self.rho} leaves no room for an adapter of dim=1; "
-                f"the smallest budget is {smallest:.5f}, or take rho=0"
+                f"the smallest budget is {smallest}, or take rho=0"
             )
         return dim, int((1.0 - self.rho) * self.budget * size)
 
     def build(self, backbone: nn.Module, seed: int | None = None) -> Adaptation:
         return SFAAdaptation(backbone, self, seed)
+
+
+def _at_least(share: float) -> float:
+    """`share` with five digits, rounded up: a budget that is really enough."""
+    return math.ceil(share * 1e5) / 1e5
 
 
 def external_weights(widths: Iterable[int], dim: int) -> int:

@@ -49,8 +49,8 @@ def write(folder: str | Path) -> Path:
     text = [f"# {recipe['method']['name']} on {recipe['data']['name']}, {recipe['backbone']['name']}", ""]
     report = meta["parameters"]
     text += [
-        f"Trainable weights: {report['external'] + report['internal']:,} ({100 * report['share']:.2f} % of the backbone "
-        f"with its head): {report['external']:,} external, {report['internal']:,} internal.",
+        f"Trainable weights: {report['external'] + report['internal']:,} ({100 * report['share']:.2f} % of the "
+        f"backbone with its head): {report['external']:,} external, {report['internal']:,} internal.",
         f"Training: {recipe['optim']['steps']} steps of {recipe['optim']['batch']} images, {meta['seconds']:.0f} s.",
         "",
     ]

@@ -151,11 +151,13 @@ class Search:
         """Takes what `state` returned, after the selection took its own; candidates and settings must be the same."""
         part = lambda key: {k.removeprefix(key): v for k, v in state.items() if k.startswith(key)}  # noqa: E731
         self.step, self.round = state["counters"].tolist()
-        device = {n: w.device for n, w in self.weights.items()}
-        self.scores = {n: t.to(device[n]) for n, t in part("scores/").items()}
-        self.start = {n: t.to(device[n]) for n, t in part("start/").items()}
+        self.scores, self.start = self._by_weight(part("scores/")), self._by_weight(part("start/"))
         for name, values in part("weights/").items():
             self.weights[name].data.copy_(values)
+
+    def _by_weight(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors in the order of the weights, which files do not keep and the ranking relies on."""
+        return {n: tensors[n].to(w.device) for n, w in self.weights.items() if n in tensors}
 
 
 def _score_dtype(weight: Tensor) -> torch.dtype:

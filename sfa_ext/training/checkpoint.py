@@ -12,7 +12,9 @@ from sfa_ext.files import read_tensors, write_tensors
 from sfa_ext.training.model import Model
 
 
-def save(path: Path, model: Model, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, meta: dict[str, Any]):
+def save(
+    path: Path, model: Model, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, meta: dict[str, Any]
+):
     """Writes model, optimizer and scaler atomically; `meta` holds the step and whatever the loop must remember."""
     tensors = {f"model/{n}": t for n, t in model.state().items()}
     tensors |= {f"method/{n}": t for n, t in model.adaptation.optimizer_state(optimizer).items()}
@@ -24,7 +26,9 @@ def load(path: Path, model: Model, optimizer: torch.optim.Optimizer, scaler: tor
     """Takes up what `save` wrote and returns its meta. Raises ValueError where the file does not fit the run."""
     tensors, meta = read_tensors(path)
     if meta["fingerprint"] != model.fingerprint:
-        raise ValueError(f"{path}: was made with another backbone ({meta['fingerprint'][:12]}, here {model.fingerprint[:12]})")
+        raise ValueError(
+            f"{path}: was made with another backbone ({meta['fingerprint'][:12]}, here {model.fingerprint[:12]})"
+        )
     part = lambda key: {n.removeprefix(key): t for n, t in tensors.items() if n.startswith(key)}  # noqa: E731
     model.load_state(part("model/"))
     model.adaptation.load_optimizer_state(optimizer, part("method/"))

@@ -26,7 +26,9 @@ class Log:
         self._keep_until(step)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-        self._bar = tqdm(total=steps, initial=step, disable=quiet, desc=title, file=sys.stderr, dynamic_ncols=True, unit="step")
+        self._bar = tqdm(
+            total=steps, initial=step, disable=quiet, desc=title, file=sys.stderr, dynamic_ncols=True, unit="step"
+        )
         self._shown: dict[str, str] = {}
 
     def _keep_until(self, step: int) -> None:

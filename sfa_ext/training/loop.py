@@ -17,9 +17,9 @@ from torch import Tensor
 from sfa_ext import data
 from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
+from sfa_ext.files import write_tensors, write_text
 from sfa_ext.training import checkpoint, schedule
 from sfa_ext.training.evaluate import evaluate
-from sfa_ext.files import write_tensors, write_text
 from sfa_ext.training.folder import CHECKPOINT, CONFIG, TASK
 from sfa_ext.training.log import Log, Rate
 from sfa_ext.training.model import Classes, Model, build, pick_device
@@ -96,7 +96,7 @@ class Fit:
         self._save()
 
     def _one_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
-        """One optimizer step over `accumulate` micro-batches. Every random number it draws depends on the step alone."""
+        """One optimizer step over `accumulate` micro-batches. Its random numbers depend on the step alone."""
         optim = self.recipe.optim
         factor = schedule.factor(
             self.step,
@@ -163,7 +163,9 @@ class Fit:
 
     def _finish(self, log: Log) -> None:
         for split in ("val", "test"):
-            if self.results.get(split, {}).get("at") == self.step or (split == "test" and self.recipe.data.test is None):
+            if self.results.get(split, {}).get("at") == self.step or (
+                split == "test" and self.recipe.data.test is None
+            ):
                 continue
             self._evaluate(log, split)
             self.results[split]["at"] = self.step

@@ -29,7 +29,9 @@ class Classes:
 
     @staticmethod
     def of(dataset: Any) -> Classes:
-        return Classes(tuple(dataset.class_names), tuple(dataset.object_classes), [list(map(int, c)) for c in dataset.palette])
+        return Classes(
+            tuple(dataset.class_names), tuple(dataset.object_classes), [list(map(int, c)) for c in dataset.palette]
+        )
 
 
 @dataclass
@@ -62,7 +64,9 @@ class Model:
         """Takes what `state` returned. Raises ValueError naming what does not fit."""
         head = {n.removeprefix("head/"): t for n, t in state.items() if n.startswith("head/")}
         own = self.task.state_dict()
-        differ = sorted({n for n in own.keys() ^ head.keys()} | {n for n in own if n in head and own[n].shape != head[n].shape})
+        differ = sorted(
+            {n for n in own.keys() ^ head.keys()} | {n for n in own if n in head and own[n].shape != head[n].shape}
+        )
         if differ:
             raise ValueError(f"state: the head's {differ[0]!r} is missing, new or of another shape")
         self.adaptation.load_state({n.removeprefix("method/"): t for n, t in state.items() if n.startswith("method/")})

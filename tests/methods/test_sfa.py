@@ -58,13 +58,15 @@ def test_an_adapted_model_starts_with_the_same_output(pico, placement):
     before = pico(images)
     adaptation = sfa_ext.adapt(pico, SFA(placement=placement))
     for a, b in zip(before, pico(images), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+        assert torch.equal(a, b)
     for adapter in adaptation.adapters().values():
         torch.nn.init.normal_(adapter.up.weight)
     assert (before[0] - pico(images)[0]).abs().max() > 1e-2, "the adapters are not in the way of the forward pass"
 
 
-@pytest.mark.parametrize("settings", [{}, {"rho": 0.0}, {"rho": 1.0}, {"dim": 4}, {"criterion": "displacement"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"rho": 0.0}, {"rho": 1.0}, {"dim": 4}, {"criterion": "displacement"}], ids=str
+)
 def test_training_spends_exactly_the_budget_and_can_be_undone(pico, settings):
     start = copy.deepcopy(pico.state_dict())
     adaptation = sfa_ext.adapt(pico, SFA(**(SMALL | settings)))
@@ -77,8 +79,7 @@ def test_training_spends_exactly_the_budget_and_can_be_undone(pico, settings):
     assert adaptation.selection.count() == report.internal
     assert report.trainable <= budget
     changed = sum(int((p != start[n]).sum()) for n, p in pico.named_parameters() if n in start)
-    assert changed <= report.internal
-    assert changed > 0.95 * report.internal
+    assert 0.95 * report.internal <= changed <= report.internal
     adaptation.detach()
     assert list(pico.state_dict()) == list(start)
     assert all(torch.equal(t, start[n]) for n, t in pico.state_dict().items())
@@ -156,7 +157,7 @@ def test_bad_settings_name_the_value(settings, message):
     ("settings", "message"),
     [
         ({"budget": 1e-4}, "leaves no room for an adapter of dim=1; the smallest budget is 0.0035"),
-        ({"budget": 0.05, "dim": 64}, "adapters of dim=64 alone need 245760; the smallest budget is 0.11"),
+        ({"budget": 0.05, "dim": 64}, "adapters of dim=64 alone need 237568; the smallest budget is 0.10956"),
         ({"budget": 0.99, "rho": 0.0}, "weights to select, but targets hold only"),
     ],
 )
@@ -176,5 +177,7 @@ def test_unknown_names_and_second_adaptations_are_refused(pico):
 
 def test_a_schedule_that_does_not_fit_the_training_is_refused(pico):
     adaptation = sfa_ext.adapt(pico, SFA(rounds=5, interval=100))
-    with pytest.raises(ValueError, match="5 rounds of 100 steps do not fit into 200 training steps; set interval to 40"):
+    with pytest.raises(
+        ValueError, match="5 rounds of 100 steps do not fit into 200 training steps; set interval to 40"
+    ):
         adaptation.optimizer(steps=200)

@@ -62,7 +62,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(job, tmp_path, monkeypat
             fit(job, tmp_path / "parts", *overrides).run()
     resumed = fit(job, tmp_path / "parts", *overrides)
     assert resumed.step == 6
-    assert resumed.run() == figures
+    assert repr(resumed.run()) == repr(figures)  # repr, as a figure may be NaN
     assert same_tensors(tmp_path / "whole" / TASK, tmp_path / "parts" / TASK)
     assert same_tensors(tmp_path / "whole" / CHECKPOINT, tmp_path / "parts" / CHECKPOINT)
     lines = [[r for r in log.read(tmp_path / name)] for name in ("whole", "parts")]
@@ -71,7 +71,17 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(job, tmp_path, monkeypat
 
 def test_kill_9_while_training_loses_nothing(job, tmp_path):
     def run(folder, kill_at=None):
-        command = [sys.executable, "-m", "sfa_ext.cli", "fit", str(job), "--quiet", "--out", str(folder), "optim.steps=40"]
+        command = [
+            sys.executable,
+            "-m",
+            "sfa_ext.cli",
+            "fit",
+            str(job),
+            "--quiet",
+            "--out",
+            str(folder),
+            "optim.steps=40",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         while kill_at and process.poll() is None:
             path = folder / CHECKPOINT
