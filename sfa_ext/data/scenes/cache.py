@@ -201,7 +201,7 @@ main(sys.argv[2:])
 def _in_processes(request: Request, path: Path, workers: int) -> None:
     package = str(Path(__file__).parents[2])
     running: list[subprocess.Popen[bytes]] = []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     try:
         for number in range(workers):
             arguments = [json.dumps(asdict(request)), str(path), str(number), str(workers)]
