@@ -37,7 +37,7 @@ INSIDE = {
 }
 
 
-def _rays(seed, n=4000):
+def _rays(seed, n=1500):
     rng = np.random.default_rng(seed)
     start = rng.normal(size=(3, n))
     start *= 6 / np.linalg.norm(start, axis=0)
