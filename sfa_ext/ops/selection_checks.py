@@ -235,7 +235,7 @@ def _disjoint(written: list[tuple[str, Tensor]], read: list[tuple[str, Tensor]])
         if tensor.numel() and tensor.is_contiguous()
     ]
     reached = {True: (0, ""), False: (0, "")}  # the furthest end so far, of what is changed and of what is read
-    for begin, end, argument, changed in sorted(spans):
+    for begin, end, argument, changed in sorted(spans, key=lambda span: span[0]):
         for other in (True, False) if changed else (True,):
             if begin < reached[other][0]:
                 raise RuntimeError(

@@ -94,7 +94,7 @@ S = torch.zeros(4, 5)
         ([S], [S + 1], "hessian", "criterion must be one of gradient, absolute, squared, got 'hessian'"),
         ([], [], "hessian", "criterion must be one of"),
         ([S], [], "gradient", "grads must hold one tensor for each of scores, which are 1, got 0"),
-        ([S, S[0]], [S + 1, S[1]], "gradient", r"scores\[1\] and scores\[0\] share memory"),
+        ([S, S[0]], [S + 1, S[1]], "gradient", r"scores\[0\] and scores\[1\] share memory"),
         ([S[0]], [S.view(-1)[4:9]], "gradient", r"scores\[0\] and grads\[0\] share memory.*pass a copy"),
         ([S], [S[:3]], "gradient", r"grads\[0\] must be \[4, 5\], the shape of scores\[0\], got \[3, 5\]"),
         ([S], [S.double()], "gradient", r"grads\[0\] must be .*; float64 gradients need float64 scores, got float64"),
