@@ -133,7 +133,7 @@ def _eval(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from sfa_ext.training import predict, run
 
-    _, model, _ = run.open_run(options.folder, options.device)
+    _, model, _ = run.open_run(options.folder, options.device, dynamic=True)
     folder = options.out or Path(options.folder) / "predictions"
     for image, overlay in predict.predict_files(model, options.images, folder):
         print(f"{image} -> {overlay}")

@@ -22,7 +22,8 @@ def evaluate(
     metric = model.task.metrics()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     model.train(False)
-    batches = eval_loader(dataset, batch_size=batch)
+    # Images of many sizes go one by one: padding to the largest of a batch would change what the network sees.
+    batches = eval_loader(dataset, batch_size=1 if model.dynamic else batch)
     for samples in tqdm(batches, disable=quiet, desc="eval"):
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             prediction = model.predict(samples["image"].to(device))

@@ -43,17 +43,27 @@ class Model:
     task: nn.Module
     classes: Classes
     fingerprint: str
+    crop: int
+    dynamic: bool  # whether the backbone takes images of any size
 
     def train(self, mode: bool = True) -> None:
         self.backbone.train(mode)
         self.task.train(mode)
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """The task's prediction for normalised images [B, 3, H, W] of any size, at their size."""
+        """The task's prediction for normalised images [B, 3, H, W] of any size, at their size.
+
+        The network sees them at the scale it was trained at: with the shorter side as long as the training crop.
+        """
+        size = tuple(images.shape[-2:])
+        factor = self.crop / min(size)
+        if factor != 1:
+            scaled = [max(1, round(side * factor)) for side in size]
+            images = F.interpolate(images, scaled, mode="bilinear", antialias=True, align_corners=False)
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
         found = self.task.predict(self.backbone(padded), tuple(padded.shape[-2:]))
-        return {n: t[..., :height, :width] if t.dim() >= 3 else t for n, t in found.items()}
+        return {n: _fit(t[..., :height, :width], size) if t.dim() >= 3 else t for n, t in found.items()}
 
     def state(self) -> dict[str, Tensor]:
         """All that differs from the bare backbone: the method's tensors and the head, as a flat dict."""
@@ -85,11 +95,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def build(recipe: Recipe, classes: Classes, device: torch.device) -> Model:
-    """The model of a recipe at step 0. Backbone, method and head draw from random streams of their own."""
+def _fit(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [B, C, h, w] or [B, h, w] brought to `size`."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    flat = maps if maps.dim() == 4 else maps[:, None]
+    return F.interpolate(flat, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
+
+
+def build(recipe: Recipe, classes: Classes, device: torch.device, dynamic: bool | None = None) -> Model:
+    """The model of a recipe at step 0. Backbone, method and head draw from random streams of their own.
+
+    dynamic: take images of any size; None decides by the data set (scenes are all as large as the crop).
+    """
     part = recipe.backbone
-    # Scenes are as large as the crop; real data sets have images of many sizes.
-    dynamic = recipe.data.name != "scenes"
+    dynamic = recipe.data.name != "scenes" if dynamic is None else dynamic
     with stream(recipe.seed, "backbone"):
         backbone = backbones.build(
             part.name,
@@ -105,4 +125,4 @@ def build(recipe: Recipe, classes: Classes, device: torch.device) -> Model:
     channels = backbone.feature_info.channels()
     with stream(recipe.seed, "head"):
         task = tasks.build(recipe.task.name, recipe.task.settings, channels, classes.names, classes.objects).to(device)
-    return Model(backbone, adaptation, task, classes, mark)
+    return Model(backbone, adaptation, task, classes, mark, recipe.data.crop, dynamic)

@@ -11,8 +11,10 @@ from sfa_ext.training.model import Classes, Model, build, pick_device
 from sfa_ext.training.recipe import Recipe, load
 
 
-def open_run(folder: str | Path, device: str = "auto") -> tuple[Recipe, Model, dict[str, Any]]:
-    """Recipe, model and meta of the run in `folder`.
+def open_run(
+    folder: str | Path, device: str = "auto", dynamic: bool | None = None
+) -> tuple[Recipe, Model, dict[str, Any]]:
+    """Recipe, model and meta of the run in `folder`; with `dynamic` the model takes images of any size.
 
     Raises FileNotFoundError where there is no finished run, ValueError where its task file is truncated or belongs
     to another backbone.
@@ -25,7 +27,7 @@ def open_run(folder: str | Path, device: str = "auto") -> tuple[Recipe, Model, d
     recipe = load(folder / CONFIG)
     tensors, meta = read_tensors(folder / TASK)
     classes = Classes(tuple(meta["classes"]), tuple(meta["objects"]), meta["palette"])
-    model = build(recipe, classes, pick_device(device))
+    model = build(recipe, classes, pick_device(device), dynamic)
     if model.fingerprint != meta["fingerprint"]:
         raise ValueError(
             f"{folder / TASK}: belongs to another backbone "

@@ -141,12 +141,11 @@ def test_an_opened_run_predicts_the_same_bits(job, tmp_path):
     assert torch.equal(model.predict(images)["semantic"], run.model.predict(images)["semantic"])
 
 
-def test_images_of_any_size_are_padded_and_cut_back(job, tmp_path):
-    run = fit(job, tmp_path / "run", "optim.steps=1", "method.settings.interval=0", "method.settings.rounds=1")
-    backbone = run.model.backbone
-    assert backbone is not None
-    run.model.train(False)
-    assert run.model.predict(torch.randn(1, 3, 50, 64))["semantic"].shape[-2:] == (50, 64)
+@pytest.mark.parametrize("size", [(64, 64), (64, 90), (200, 130), (33, 47)])
+def test_images_of_any_size_get_a_prediction_of_that_size(job, tmp_path, size):
+    fit(job, tmp_path / "run", "optim.steps=1", "method.name=frozen").run()
+    _, model, _ = open_run(tmp_path / "run", dynamic=True)
+    assert model.predict(torch.randn(1, 3, *size))["semantic"].shape[-2:] == size
 
 
 def test_a_non_finite_loss_is_skipped_and_counted(job, tmp_path, monkeypatch):
