@@ -35,7 +35,7 @@ def demo(folder: Path, quick: bool = False) -> Path:
     examples(runs, folder / "examples.png")
     extra = ["![images, truth and predictions](examples.png)", ""]
     title = "Selective Feature Adapter on embedded scenes" + (", quick" if quick else "")
-    return compare.write(folder, runs, title, extra)
+    return compare.write(folder, {run.name: [run] for run in runs}, title, extra)
 
 
 def examples(runs: Sequence[Path], path: Path) -> None:

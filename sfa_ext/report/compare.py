@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from sfa_ext.files import write_text
 from sfa_ext.report import plots
 from sfa_ext.report.run import selected_by_weight, task_meta
@@ -18,7 +16,6 @@ from sfa_ext.report.run import selected_by_weight, task_meta
 class Result:
     """What one finished run says of itself."""
 
-    method: str
     seed: int
     share: float
     seconds: float
@@ -26,29 +23,15 @@ class Result:
     folder: Path
 
 
-def read(folders: Sequence[Path]) -> list[Result]:
-    """Results of finished runs, on their test split where they have one, else on val."""
-    results = []
-    for folder in folders:
-        meta = task_meta(folder)
-        recipe = meta["recipe"]
-        figures = meta["results"].get("test") or meta["results"]["val"]
-        share = meta["parameters"]["share"]
-        results.append(Result(recipe["method"]["name"], recipe["seed"], share, meta["seconds"], figures, folder))
-    return results
+def read(folder: Path) -> Result:
+    """What a finished run says of itself, on its test split where it has one, else on val."""
+    meta = task_meta(folder)
+    figures = meta["results"].get("test") or meta["results"]["val"]
+    return Result(meta["recipe"]["seed"], meta["parameters"]["share"], meta["seconds"], figures, folder)
 
 
-def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results grouped by method, in order of appearance."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.method, []).append(result)
-    return groups
-
-
-def table(results: Sequence[Result], baseline: str = "frozen") -> list[str]:
+def table(groups: Mapping[str, Sequence[Result]], baseline: str = "frozen") -> list[str]:
     """Markdown lines: mean over seeds (and standard deviation), and the paired difference to `baseline`."""
-    groups = by_method(results)
     seeds = max(len(g) for g in groups.values())
     lines = [
         f"| method | trainable, % | mIoU, % | mIoU of objects, % | difference to {baseline} | seconds |",
@@ -84,11 +67,13 @@ def _paired(group: Sequence[Result], baseline: Sequence[Result]) -> str:
     return f"{statistics.mean(gaps):+.1f}{spread}"
 
 
-def write(folder: Path, runs: Sequence[Path], title: str, extra: Sequence[str] = ()) -> Path:
-    """Writes report.md, trade-off.png and (with an internal adapter) selection.png into `folder`."""
-    results = read(runs)
-    recipe = yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))
-    groups = by_method(results)
+def write(folder: Path, runs: Mapping[str, Sequence[Path]], title: str, extra: Sequence[str] = ()) -> Path:
+    """Writes report.md, trade-off.png and (with an internal adapter) selection.png into `folder`.
+
+    runs: finished runs by method, one a seed.
+    """
+    groups = {method: [read(run) for run in found] for method, found in runs.items()}
+    recipe = task_meta(next(iter(groups.values()))[0].folder)["recipe"]
     points = {m: (g[0].share, [100 * r.figures["miou"] for r in g]) for m, g in groups.items()}
     plots.trade_off(points, folder / "trade-off.png")
     optim = recipe["optim"]
@@ -97,7 +82,7 @@ def write(folder: Path, runs: Sequence[Path], title: str, extra: Sequence[str] =
         "",
         f"{recipe['backbone']['name']} on {recipe['data']['name']}, {optim['steps']} steps of {optim['batch']} images.",
         "",
-        *table(results),
+        *table(groups),
         "",
         "![mIoU against the share of trainable weights](trade-off.png)",
         "",
