@@ -55,9 +55,10 @@ def test_a_ray_meets_the_solid_where_it_first_enters_it(solid):
     first = np.where(inside.any(1), along[inside.argmax(1)], MISS)
     touched = inside.sum(1) > 2
     assert 0.1 < touched.mean() < 0.95
-    assert np.abs(t - first)[touched].max() < 2e-3
-    # A ray that no sample finds inside may still graze the solid, but few do.
-    assert (t[inside.sum(1) == 0] < MISS).mean() < 0.01
+    assert (t < first + 1e-4)[touched].all()
+    # A ray may graze a part of the solid thinner than the samples' distance, but few do.
+    assert (first - t < 2e-3)[touched].mean() > 0.99
+    assert (t[inside.sum(1) == 0] < MISS).mean() < 0.03
 
 
 @pytest.mark.parametrize("solid", SOLIDS, ids=lambda s: s.name)
