@@ -5,11 +5,12 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 CPP = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test lint format build bench one-binary clean
+.PHONY: help demo test pretrain lint format build bench one-binary clean
 
 help:
 	@echo 'make demo        adapt the embedded backbone to the embedded data, write a report with pictures (QUICK=1: shorter)'
 	@echo 'make test        run every test'
+	@echo 'make pretrain    make the embedded checkpoint anew (hours)'
 	@echo 'make lint        check style (ruff, clang-format); make format applies it'
 	@echo 'make build       recompile csrc/ into the working tree'
 	@echo 'make bench       compare every op with eager and torch.compile'
@@ -30,6 +31,12 @@ demo: build
 
 test: build
 	$(PY) -m pytest
+
+# Hours on 2 cores. The checkpoint, its sha256 and its log then stand in the package.
+pretrain: build
+	$(VENV)/bin/sfa pretrain --out runs/pretrain
+	cp runs/pretrain/swinv2_pico.safetensors runs/pretrain/swinv2_pico.sha256 sfa_ext/checkpoints/
+	cp runs/pretrain/metrics.jsonl sfa_ext/checkpoints/swinv2_pico.jsonl
 
 lint: $(READY)
 	$(PY) -m ruff check

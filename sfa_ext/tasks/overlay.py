@@ -18,7 +18,7 @@ def colour(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]], strength: float = 0.55
+    image: np.ndarray, labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]], strength: float = 0.65
 ) -> Image.Image:
     """The image [H, W, 3] beside itself under coloured classes with dark outlines, and a legend of those present."""
     factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
@@ -31,10 +31,11 @@ def overlay(
 
 
 def blend(
-    image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], strength: float = 0.55
+    image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], strength: float = 0.65
 ) -> np.ndarray:
-    """uint8 [H, W, 3]: the image under its classes' colours, with dark outlines between classes."""
-    mixed = (1 - strength) * image + strength * colour(labels, palette)
+    """uint8 [H, W, 3]: the image in grey under its classes' colours, with dark outlines between classes."""
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    mixed = (1 - strength) * grey[..., None] + strength * colour(labels, palette)
     mixed[_outline(labels)] *= 0.35
     return mixed.astype(np.uint8)
 
