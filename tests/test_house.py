@@ -24,7 +24,7 @@ FLOORS = {
     "env": {"ops"},
     "backbones": {"ops", "files"},
     "tasks": {"ops", "data"},
-    "methods": {"ops", "selection", "optim", "backbones"},
+    "methods": {"files", "ops", "selection", "optim", "backbones"},
     "deltas": {"files", "ops", "selection", "optim", "backbones", "methods"},
     "report": {"data", "tasks", "files"},
     "training": {"ops", "data", "selection", "optim", "backbones", "tasks", "methods", "deltas", "env", "files"},

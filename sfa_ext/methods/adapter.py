@@ -53,4 +53,3 @@ class AdapterTail(nn.Module):
         # Not sfa::fused_adapter_norm: its LayerNorm rounds differently from torch's, and an adapted model has to start
         # with exactly the backbone's output.
         return stream + drop_path(finish(self.adapter(branch)))
-

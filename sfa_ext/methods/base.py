@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfa_ext.backbones import accounted_size
+from sfa_ext.backbones import accounted_size, fingerprint, plain_state
+from sfa_ext.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Adaptation(abc.ABC):
         self.settings = settings
         self._required_grad = {name: p.requires_grad for name, p in backbone.named_parameters()}
         self.size = accounted_size(backbone)
+        meta = any(p.is_meta for p in backbone.parameters())
+        self.fingerprint = "" if meta else fingerprint(plain_state(backbone))
 
     @abc.abstractmethod
     def report(self) -> ParameterReport:
@@ -102,16 +107,21 @@ class Adaptation(abc.ABC):
         """All that differs from the bare backbone, as a flat dict of tensors."""
         return {f"parameters/{name}": p.detach() for name, p in self.named_parameters()}
 
-    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes what `state` returned. Raises ValueError, before anything changes, where it does not fit."""
-        own = dict(self.named_parameters())
-        for name, parameter in own.items():
+        self._check_parameters(state)
+        self._copy_parameters(state)
+
+    def _check_parameters(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.named_parameters():
             found = state.get(f"parameters/{name}")
             if found is None or found.shape != parameter.shape:
                 got = "missing" if found is None else f"of shape {list(found.shape)}"
                 raise ValueError(f"state: {name!r} is {got}, this adaptation needs {list(parameter.shape)}")
-        for name, parameter in own.items():
+
+    @torch.no_grad()
+    def _copy_parameters(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.named_parameters():
             parameter.copy_(state[f"parameters/{name}"])
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -120,6 +130,24 @@ class Adaptation(abc.ABC):
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Takes what `optimizer_state` returned; most methods keep nothing there."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes `state()`, the settings and the backbone's fingerprint as one .safetensors file, atomically."""
+        meta = {"fingerprint": self.fingerprint, "method": type(self.settings).__name__}
+        write_tensors(Path(path), self.state(), meta | {"settings": dataclasses.asdict(self.settings)})
+
+    def load(self, path: str | Path) -> None:
+        """Takes up a file that `save` wrote, all or nothing.
+
+        Raises FileNotFoundError, or ValueError where the file is truncated, of another backbone or of other settings.
+        """
+        tensors, meta = read_tensors(Path(path))
+        if meta.get("fingerprint") != self.fingerprint:
+            raise ValueError(f"{path}: was made on another backbone (fingerprints differ); load that one first")
+        try:
+            self.load_state(tensors)
+        except ValueError as error:
+            raise ValueError(f"{path}: does not fit {self.settings}: {error}") from error
 
     def detach(self) -> nn.Module:
         """Takes the method out of the backbone, which is then bit-identical to what it was; returns it."""

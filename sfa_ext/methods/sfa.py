@@ -199,8 +199,9 @@ class SFAAdaptation(Adaptation):
         return super().state() | {f"selection/{name}": t for name, t in self.selection.state().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._check_parameters(state)
         self.selection.load_state(_part(state, "selection/"))
-        super().load_state(state)
+        self._copy_parameters(state)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         if self._sparse is None:

@@ -19,16 +19,14 @@ def save(
     tensors = {f"model/{n}": t for n, t in model.state().items()}
     tensors |= {f"method/{n}": t for n, t in model.adaptation.optimizer_state(optimizer).items()}
     tensors |= {f"adamw/{n}": t for n, t in _adamw_state(optimizer).items()}
-    write_tensors(path, tensors, meta | {"scaler": scaler.state_dict(), "fingerprint": model.fingerprint})
+    write_tensors(path, tensors, meta | {"scaler": scaler.state_dict(), "fingerprint": model.adaptation.fingerprint})
 
 
 def load(path: Path, model: Model, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> dict[str, Any]:
     """Takes up what `save` wrote and returns its meta. Raises ValueError where the file does not fit the run."""
     tensors, meta = read_tensors(path)
-    if meta["fingerprint"] != model.fingerprint:
-        raise ValueError(
-            f"{path}: was made with another backbone ({meta['fingerprint'][:12]}, here {model.fingerprint[:12]})"
-        )
+    if (here := model.adaptation.fingerprint) != meta["fingerprint"]:
+        raise ValueError(f"{path}: was made with another backbone ({meta['fingerprint'][:12]}, here {here[:12]})")
     part = lambda key: {n.removeprefix(key): t for n, t in tensors.items() if n.startswith(key)}  # noqa: E731
     model.load_state(part("model/"))
     model.adaptation.load_optimizer_state(optimizer, part("method/"))

@@ -176,7 +176,7 @@ class Fit:
     def _task_meta(self) -> dict[str, Any]:
         return {
             "format": 1,
-            "fingerprint": self.model.fingerprint,
+            "fingerprint": self.model.adaptation.fingerprint,
             "classes": list(self.model.classes.names),
             "objects": list(self.model.classes.objects),
             "palette": self.model.classes.palette,

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfa_ext import backbones, tasks
-from sfa_ext.backbones.build import fingerprint
-from sfa_ext.backbones.sites import plain_state
 from sfa_ext.methods import Adaptation, adapt, resolve
 from sfa_ext.training.recipe import Recipe
 from sfa_ext.training.seeds import derive, stream
@@ -42,7 +40,6 @@ class Model:
     adaptation: Adaptation
     task: nn.Module
     classes: Classes
-    fingerprint: str
     crop: int
     dynamic: bool  # whether the backbone takes images of any size
 
@@ -119,10 +116,9 @@ def build(recipe: Recipe, classes: Classes, device: torch.device, dynamic: bool 
             drop_path=part.drop_path,
             dynamic=dynamic,
         ).to(device)
-    mark = fingerprint(plain_state(backbone))
     method = resolve(recipe.method.name, backbone, recipe.method.settings)
     adaptation = adapt(backbone, method, seed=derive(recipe.seed, "method"))
     channels = backbone.feature_info.channels()
     with stream(recipe.seed, "head"):
         task = tasks.build(recipe.task.name, recipe.task.settings, channels, classes.names, classes.objects).to(device)
-    return Model(backbone, adaptation, task, classes, mark, recipe.data.crop, dynamic)
+    return Model(backbone, adaptation, task, classes, recipe.data.crop, dynamic)

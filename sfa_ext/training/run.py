@@ -28,10 +28,10 @@ def open_run(
     tensors, meta = read_tensors(folder / TASK)
     classes = Classes(tuple(meta["classes"]), tuple(meta["objects"]), meta["palette"])
     model = build(recipe, classes, pick_device(device), dynamic)
-    if model.fingerprint != meta["fingerprint"]:
+    if (here := model.adaptation.fingerprint) != meta["fingerprint"]:
         raise ValueError(
             f"{folder / TASK}: belongs to another backbone "
-            f"(fingerprint {meta['fingerprint'][:12]}, {recipe.backbone.name} here has {model.fingerprint[:12]})"
+            f"(fingerprint {meta['fingerprint'][:12]}, {recipe.backbone.name} here has {here[:12]})"
         )
     model.load_state({n: t.to(next(model.task.parameters()).device) for n, t in tensors.items()})
     model.train(False)

@@ -52,3 +52,36 @@ def test_unknown_settings_list_the_known_ones(pico):
 def test_vectors_are_not_decayed(pico):
     groups = sfa_ext.adapt(pico, "full").optimizer(weight_decay=0.3).param_groups
     assert all((g["weight_decay"] == 0.0) == all(p.dim() <= 1 for p in g["params"]) for g in groups)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *PRESETS])
+def test_a_saved_adaptation_is_taken_up_by_a_fresh_backbone(pico, tmp_path, name):
+    settings = {"rounds": 1, "interval": 1} if "sfa" in name else {}
+    twin, images = copy.deepcopy(pico), torch.randn(2, 3, 96, 96)
+    adaptation = sfa_ext.adapt(pico, resolve(name, pico, settings))
+    head = nn.Linear(32, 2)
+    optimizer = adaptation.optimizer(1e-2, head=head.parameters())
+    for _ in range(2):
+        head(pico(images)[0].mean((2, 3))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adaptation.save(tmp_path / "task.safetensors")
+    other = sfa_ext.adapt(twin, resolve(name, twin, settings))
+    other.load(tmp_path / "task.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(pico(images), twin(images), strict=True))
+
+
+def test_a_saved_adaptation_is_refused_whole_by_another_backbone_or_setting(pico, tmp_path):
+    path = tmp_path / "task.safetensors"
+    other = copy.deepcopy(pico)
+    sfa_ext.adapt(pico, "sfa-s").save(path)
+    wider = sfa_ext.adapt(copy.deepcopy(other), sfa_ext.SFA(dim=20, budget=0.1))
+    with pytest.raises(ValueError, match=r"does not fit SFA\(budget=0.1.*'.*down.weight' is of shape"):
+        wider.load(path)
+    other.model.layers[3].blocks[0].mlp.fc1.weight.data[0, 0] += 1
+    changed = sfa_ext.adapt(other, "sfa-s")
+    with pytest.raises(ValueError, match="made on another backbone"):
+        changed.load(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="truncated"):
+        changed.load(path)
