@@ -99,9 +99,11 @@ class Selection:
             if bad or not index.shape == rounds.shape == original.shape == values[name].shape:
                 raise ValueError(f"selection: positions of {name!r} are not sorted inside its {weight.numel()} entries")
             entries[name] = Entries(index, rounds, original)
+        present = self.values()
         self.restore()
         for name, e in entries.items():
             if not torch.equal(self.weights[name].detach().flatten()[e.index], e.original):
+                self.write(present)
                 raise ValueError(f"selection: {name!r} holds other values than those selected; another backbone?")
         self.entries = entries
         self.write(values)

@@ -18,7 +18,11 @@ def colour(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]], strength: float = 0.65
+    image: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    strength: float = 0.65,
 ) -> Image.Image:
     """The image [H, W, 3] beside itself under coloured classes with dark outlines, and a legend of those present."""
     factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))

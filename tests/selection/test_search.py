@@ -143,3 +143,18 @@ def test_selection_state_is_refused_for_other_weights():
 def test_bad_settings_name_the_value(settings, message):
     with pytest.raises(ValueError, match=message):
         Search(Selection(weights((6, 6))), **({"schedule": Schedule(1, 1, 1)} | settings))
+
+
+def test_a_refused_state_leaves_selection_and_values_as_they_were():
+    candidates = weights((6, 6))
+    search = Search(Selection(candidates), Schedule(4, 1, 1))
+    give_gradients(candidates, 0)
+    search.score()
+    search.observe()
+    search.select()
+    search.selection.write({"w0": torch.full((4,), 9.0)})
+    before, index = candidates["w0"].detach().clone(), search.selection.entries["w0"].index
+    state = search.selection.state()
+    with pytest.raises(ValueError, match="holds other values"):
+        search.selection.load_state({**state, "w0/original": state["w0/original"] + 1})
+    assert torch.equal(candidates["w0"], before) and torch.equal(search.selection.entries["w0"].index, index)
