@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,30 @@ from sfa_ext.files import write_text
 class Log:
     """Writes one JSON object a line to metrics.jsonl, the same numbers to TensorBoard, and shows a progress bar.
 
-    On resume (`step` > 0) lines after `step` are dropped, so the file reads as if the run had never been killed.
+    A run resumed at `step` keeps the lines that `is_past` says true of, so the file reads as if the run had never been
+    killed.
     """
 
-    def __init__(self, folder: Path, steps: int, step: int = 0, quiet: bool = False, title: str = ""):
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        step: int,
+        is_past: Callable[[dict[str, Any]], bool],
+        quiet: bool = False,
+        title: str = "",
+    ):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = folder / "metrics.jsonl"
-        self._keep_until(step)
-        self._file = self._path.open("a", encoding="utf-8")
+        path = folder / "metrics.jsonl"
+        kept = [record for record in read(folder) if step and is_past(record)]
+        write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+        self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self._bar = tqdm(
             total=steps, initial=step, disable=quiet, desc=title, file=sys.stderr, dynamic_ncols=True, unit="step"
         )
         self._shown: dict[str, str] = {}
-
-    def _keep_until(self, step: int) -> None:
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        write_text(self._path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step and step))
 
     def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         """Records `numbers` of `kind` ("train", "val", "test", "round") at optimizer step `step`."""

@@ -65,7 +65,7 @@ class Fit:
     def run(self) -> dict[str, dict[str, float]]:
         """Trains to the end and returns the last figures by split."""
         recipe, steps = self.recipe, self.recipe.optim.steps
-        log = Log(self.folder, steps, self.step, self.quiet, recipe.method.name)
+        log = Log(self.folder, steps, self.step, self._is_past, self.quiet, recipe.method.name)
         with contextlib.closing(log):
             if self.step < steps:
                 self._train(log)
@@ -162,16 +162,26 @@ class Fit:
             log.show(mIoU=f"{figures['miou']:.3f}")
 
     def _finish(self, log: Log) -> None:
-        for split in ("val", "test"):
-            if self.results.get(split, {}).get("at") == self.step or (
-                split == "test" and self.recipe.data.test is None
-            ):
-                continue
+        """The last evaluations, the task file and the last checkpoint; nothing where all of it is there."""
+        missing = [split for split in self._splits() if not self._evaluated(split)]
+        for split in missing:
             self._evaluate(log, split)
             self.results[split]["at"] = self.step
-        if not (self.folder / TASK).is_file():
+        if missing or not (self.folder / TASK).is_file():
             write_tensors(self.folder / TASK, self.model.state(), self._task_meta())
-        self._save()
+            self._save()
+
+    def _splits(self) -> list[str]:
+        return ["val"] if self.recipe.data.test is None else ["val", "test"]
+
+    def _evaluated(self, split: str) -> bool:
+        return self.results.get(split, {}).get("at") == self.recipe.optim.steps
+
+    def _is_past(self, record: dict[str, Any]) -> bool:
+        """Whether a line of the log stays on resume: what it tells of was done when the checkpoint was saved."""
+        if record["step"] != self.step or self.step < self.recipe.optim.steps:
+            return record["step"] <= self.step
+        return record["kind"] not in self._splits() or self._evaluated(record["kind"])
 
     def _task_meta(self) -> dict[str, Any]:
         return {

@@ -69,6 +69,25 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(job, tmp_path, monkeypat
     assert lines[0] == lines[1]
 
 
+@pytest.mark.parametrize("place", ["_evaluate", "_task_meta", "_save"])
+def test_a_run_that_is_stopped_while_it_finishes_leaves_the_same_log(job, tmp_path, monkeypatch, place):
+    fit(job, tmp_path / "whole", "method.name=frozen").run()
+    real = getattr(Fit, place)
+
+    def stop_at_the_end(self, *arguments):
+        result = real(self, *arguments)
+        if self.step == 10 and self.results:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Fit, place, stop_at_the_end)
+        fit(job, tmp_path / "parts", "method.name=frozen").run()
+    fit(job, tmp_path / "parts", "method.name=frozen").run()
+    assert log.read(tmp_path / "whole") == log.read(tmp_path / "parts")
+    assert same_tensors(tmp_path / "whole" / TASK, tmp_path / "parts" / TASK)
+
+
 def test_kill_9_while_training_loses_nothing(job, tmp_path):
     def run(folder, kill_at=None):
         command = [
