@@ -74,41 +74,52 @@ SFA_INLINE void for_tiles(int64_t rows, F&& f) {
   for (; r < rows; ++r) f(Int<1>{}, r);
 }
 
+// Indices are constants from the start, never loop counters: only then do compilers keep every sum in a register.
 template <class T, int R>
 struct Tile {
   using Acc = typename Product<T>::Acc;
   using Word = typename Product<T>::Word;
+  using Rows = typename MakeIndices<R>::type;
   static constexpr int kL = kLanes<Acc>;
   Vec<Acc> sum[R][2];
 
-  SFA_INLINE void fill(Vec<Acc> first, Vec<Acc> second) {
-    for (int r = 0; r < R; ++r) sum[r][0] = first, sum[r][1] = second;
+  SFA_INLINE void fill(Vec<Acc> first, Vec<Acc> second) { fill(first, second, Rows{}); }
+  template <int... kRow>
+  SFA_INLINE void fill(Vec<Acc> first, Vec<Acc> second, Indices<kRow...>) {
+    ((sum[kRow][0] = first, sum[kRow][1] = second), ...);
   }
 
   // sum[r] += a(r, k) * b(k) for k < depth words; a(r, k) is at a + r * row_step + k * depth_step.
   SFA_INLINE void multiply(const Word* a, int64_t row_step, int64_t depth_step, const Word* b, int64_t depth) {
-    for (int64_t k = 0; k < depth; ++k, a += depth_step, b += 2 * kL) {
-      const Vec<Word> b0 = load_raw<Vec<Word>>(b), b1 = load_raw<Vec<Word>>(b + kL);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const Word w = load_raw<Word>(a + r * row_step);
-        sum[r][0] = Product<T>::step(sum[r][0], w, b0);
-        sum[r][1] = Product<T>::step(sum[r][1], w, b1);
-      }
-    }
+    for (int64_t k = 0; k < depth; ++k, a += depth_step, b += 2 * kL) step(a, row_step, b, Rows{});
+  }
+  template <int... kRow>
+  SFA_INLINE void step(const Word* a, int64_t row_step, const Word* b, Indices<kRow...>) {
+    const Vec<Word> b0 = load_raw<Vec<Word>>(b), b1 = load_raw<Vec<Word>>(b + kL);
+    (step_row<kRow>(load_raw<Word>(a + kRow * row_step), b0, b1), ...);
+  }
+  template <int kRow>
+  SFA_INLINE void step_row(Word a, Vec<Word> b0, Vec<Word> b1) {
+    sum[kRow][0] = Product<T>::step(sum[kRow][0], a, b0);
+    sum[kRow][1] = Product<T>::step(sum[kRow][1], a, b1);
   }
 
-  // f(sum, row, column offset, count of columns that exist) for every vector of the tile.
+  // f(sum, row, column, count) for every vector of the tile that has columns below `columns`.
   template <class F>
   SFA_INLINE void emit(int64_t columns, F&& f) {
-    if (columns >= 2 * kL) {
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) f(sum[r][0], r, 0, Int<kL>{}), f(sum[r][1], r, kL, Int<kL>{});
-    } else {
-      for (int r = 0; r < R; ++r)
-        for (int v = 0; v < 2; ++v)
-          if (columns > v * kL) f(sum[r][v], r, v * kL, columns - v * kL < kL ? columns - v * kL : kL);
-    }
+    if (columns >= 2 * kL) return emit_whole(f, Rows{});
+    Vec<Acc> copy[R][2];
+    copy_to(copy, Rows{});
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t c = 0; c < columns; c += kL) f(copy[r][c / kL], r, c, columns - c < kL ? columns - c : kL);
+  }
+  template <class F, int... kRow>
+  SFA_INLINE void emit_whole(F&& f, Indices<kRow...>) {
+    ((f(sum[kRow][0], kRow, 0, Int<kL>{}), f(sum[kRow][1], kRow, kL, Int<kL>{})), ...);
+  }
+  template <int... kRow>
+  SFA_INLINE void copy_to(Vec<Acc> (&copy)[R][2], Indices<kRow...>) {
+    ((copy[kRow][0] = sum[kRow][0], copy[kRow][1] = sum[kRow][1]), ...);
   }
 };
 

@@ -21,6 +21,9 @@ SFA_INLINE Acc reduce_row(const Acc* row, int64_t n, F&& f) {
   return total;
 }
 
+SFA_INLINE float square_root(float v) { return __builtin_sqrtf(v); }
+SFA_INLINE double square_root(double v) { return __builtin_sqrt(v); }
+
 // out = residual + (row - mean) / sqrt(variance + eps) * weight + bias, with the variance from the differences
 template <class Acc, class R>
 SFA_INLINE void norm_row(const Acc* row, const R* residual, const AdapterForward& p, R* out) {
@@ -28,7 +31,7 @@ SFA_INLINE void norm_row(const Acc* row, const R* residual, const AdapterForward
   const int64_t n = p.width;
   const Acc mean = reduce_row(row, n, [](Vec<Acc> v) SFA_INLINE_LAMBDA { return v; }) / static_cast<Acc>(n);
   const Acc variance = reduce_row(row, n, [&](Vec<Acc> v) SFA_INLINE_LAMBDA { return (v - mean) * (v - mean); }) / static_cast<Acc>(n);
-  const Acc scale = static_cast<Acc>(1) / static_cast<Acc>(__builtin_sqrt(static_cast<double>(variance) + p.eps));
+  const Acc scale = 1 / square_root(variance + static_cast<Acc>(p.eps));
   const Acc* weight = static_cast<const Acc*>(p.norm_weight);
   const Acc* bias = static_cast<const Acc*>(p.norm_bias);
   const auto normed = [&](int64_t c) SFA_INLINE_LAMBDA {

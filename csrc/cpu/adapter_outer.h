@@ -7,13 +7,27 @@
 namespace sfa::cpu::SFA_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kOuterRows = 132, kOuterColumns = 128;  // of the result; the first a multiple of the tile's rows
-constexpr int64_t kOuterDepth = 256;                      // words: both packed operands stay in the second-level cache
-constexpr int64_t kOuterStep = 160;                       // not a power of two, which would crowd one set of the cache
+constexpr int64_t kOuterRows = 264, kOuterColumns = 256;  // of the result; the first a multiple of the tile's rows
+constexpr int64_t kOuterDepth = 192;  // words: a panel and a tile fit the first-level cache, both operands the second
+
+// Room for one packed group of columns of each operand; one vector may hang over the end of it.
+template <class T, int64_t kWidth>
+constexpr int64_t kGroup = kOuterDepth * kWidth + kLanes<typename Product<T>::Word>;
 
 template <class T>
 int64_t outer_scratch() {
-  return kOuterDepth * (kOuterStep + kOuterColumns) * sizeof(typename Product<T>::Word);
+  const int64_t a = kOuterRows / kTileRows * kGroup<T, kTileRows>, b = kOuterColumns / kPanel<T> * kGroup<T, kPanel<T>>;
+  return (a + b) * static_cast<int64_t>(sizeof(typename Product<T>::Word));
+}
+
+// Asks for columns [c, c_end) of rows [row, row_end).
+template <class T>
+SFA_INLINE void prefetch_rows(const void* p, int64_t stride, int64_t row, int64_t row_end, int64_t c, int64_t c_end) {
+  for (; row < row_end; ++row) {
+    const char* line = reinterpret_cast<const char*>(static_cast<const T*>(p) + row * stride + c);
+    for (int64_t byte = 0; byte < (c_end - c) * static_cast<int64_t>(sizeof(T)); byte += 64)
+      __builtin_prefetch(line + byte, 0, 2);
+  }
 }
 
 template <class T>
@@ -23,17 +37,24 @@ void outer(const AdapterOuter& p, int64_t begin, int64_t end, int64_t i0, int64_
   using Word = typename Product<T>::Word;
   constexpr int64_t kStep = kOuterDepth * Product<T>::kPerWord;
   Word* a = static_cast<Word*>(scratch);
-  Word* b = a + kOuterDepth * kOuterStep;
+  Word* b = a + kOuterRows / kTileRows * kGroup<T, kTileRows>;
   const int64_t columns = j_end - j0;
   for (int64_t row = begin; row < end; row += kStep) {
     const int64_t k = end - row < kStep ? end - row : kStep, depth = words<T>(k);
-    pack_block<T>(static_cast<const T*>(p.a) + row * p.a_stride + i0, k, i_end - i0, p.a_stride, a, kOuterStep);
-    pack_plain<T>(static_cast<const T*>(p.b) + row * p.b_stride + j0, k, columns, p.b_stride, 0, (columns + kPanel<T> - 1) / kPanel<T>, b);
+    pack_groups<T, kTileRows>(static_cast<const T*>(p.a) + row * p.a_stride + i0, k, i_end - i0, p.a_stride, a,
+                              kGroup<T, kTileRows>);
+    pack_groups<T, kPanel<T>>(static_cast<const T*>(p.b) + row * p.b_stride + j0, k, columns, p.b_stride, b,
+                              kGroup<T, kPanel<T>>);
+    const int64_t next = row + k, next_rows = end - next < kStep ? end - next : kStep, all = (columns + kPanel<T> - 1) / kPanel<T> * (i_end - i0);
     for (int64_t n = 0; n < columns; n += kPanel<T>) {
       for_tiles(i_end - i0, [&](auto tile_rows, int64_t i) SFA_INLINE_LAMBDA {
+        const int64_t done = n / kPanel<T> * (i_end - i0) + i, then = done + decltype(tile_rows)::value;
+        prefetch_rows<T>(p.a, p.a_stride, next + done * next_rows / all, next + then * next_rows / all, i0, i_end);
+        prefetch_rows<T>(p.b, p.b_stride, next + done * next_rows / all, next + then * next_rows / all, j0, j_end);
         Tile<T, decltype(tile_rows)::value> tile;
         tile.fill(Vec<Acc>{}, Vec<Acc>{});
-        tile.multiply(a + i, 1, kOuterStep, b + n * depth, depth);
+        tile.multiply(a + i / kTileRows * kGroup<T, kTileRows> + i % kTileRows, 1, kTileRows,
+                      b + n / kPanel<T> * kGroup<T, kPanel<T>>, depth);
         Acc* c = static_cast<Acc*>(p.c) + (i0 + i) * p.b_stride + j0 + n;
         tile.emit(columns - n, [&](Vec<Acc> sum, int64_t r, int64_t column, auto count) SFA_INLINE_LAMBDA {
           Acc* at = c + r * p.b_stride + column;

@@ -44,15 +44,6 @@ SFA_INLINE Vec<typename Product<T>::Word> column_words(const T* row0, [[maybe_un
   }
 }
 
-template <int... kIndex>
-struct Indices {};
-template <int kCount, int... kIndex>
-struct MakeIndices : MakeIndices<kCount - 1, kCount - 1, kIndex...> {};
-template <int... kIndex>
-struct MakeIndices<0, kIndex...> {
-  using type = Indices<kIndex...>;
-};
-
 // One butterfly: swaps the off-diagonal blocks of size kStep between two rows.
 template <int kStep, class V, int... kIndex>
 SFA_INLINE void exchange(V& a, V& b, Indices<kIndex...>) {
@@ -96,28 +87,29 @@ void pack_transposed(const T* w, int64_t n, int64_t k, int64_t first, int64_t la
   }
 }
 
-// w is [k, n] with rows `stride` apart. Column c of word i goes to out + i * out_stride + c, for whole vectors of
-// columns.
-template <class T>
-void pack_block(const T* w, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out, int64_t out_stride) {
-  using Word = typename Product<T>::Word;
-  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord;
-  for (int64_t row = 0; row < k; row += kPer, out += out_stride) {
-    const T* row0 = w + row * stride;
-    const T* row1 = row + 1 < k ? row0 + stride : nullptr;
-    for (int64_t c = 0; c < n; c += kL) store_raw(out + c, column_words<T>(row0 + c, row1 == nullptr ? row1 : row1 + c, n - c));
+// w is [k, n] with rows `stride` apart; word i of columns [c, c + kWidth) goes to out + c / kWidth * group + i * kWidth.
+// Rows are read front to back. Whole vectors are stored, so groups have room for one more vector.
+template <class T, int64_t kWidth>
+SFA_INLINE void pack_groups(const T* w, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out,
+                            int64_t group) {
+  constexpr int kL = kLanes<typename Product<T>::Word>, kPer = Product<T>::kPerWord;
+  for (int64_t row = 0; row < k; row += kPer, w += kPer * stride, out += kWidth) {
+    const T* second = row + 1 < k ? w + stride : nullptr;
+    auto* to = out;
+    for (int64_t c = 0; c < n; c += kWidth, to += group)
+      for (int64_t v = 0; v < kWidth && c + v < n; v += kL)
+        store_raw(to + v, column_words<T>(w + c + v, second == nullptr ? second : second + c + v, n - c - v));
   }
 }
 
-// Panels [first, last) of w, which is [k, n] with rows `stride` apart.
+// Panels [first, last) of w, which is [k, n].
 template <class T>
-void pack_plain(const T* w, int64_t k, int64_t n, int64_t stride, int64_t first, int64_t last,
-                typename Product<T>::Word* out) {
+void pack_plain(const T* w, int64_t k, int64_t n, int64_t first, int64_t last, typename Product<T>::Word* out) {
+  const int64_t group = kPanel<T> * words<T>(k);
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t column = panel * kPanel<T>, left = n - column;
-    auto* to = out + panel * kPanel<T> * words<T>(k);
-    if (left < kPanel<T>) __builtin_memset(to, 0, sizeof(*to) * kPanel<T> * words<T>(k));
-    pack_block<T>(w + column, k, left < kPanel<T> ? left : kPanel<T>, stride, to, kPanel<T>);
+    if (left < kPanel<T>) __builtin_memset(out + panel * group, 0, group * sizeof(*out));
+    pack_groups<T, kPanel<T>>(w + column, k, left < kPanel<T> ? left : kPanel<T>, n, out + panel * group, group);
   }
 }
 

@@ -46,28 +46,47 @@ struct Operand {
   }
 };
 
-// rows x columns of a product: emit(sum, row, column, count) gets every vector of the result.
-template <class T, class F>
+// Asks for memory that a tile will write or read when its sums are ready: the product hides the wait.
+template <class T>
+SFA_INLINE void prefetch_tile(const T* p, int64_t stride, int rows) {
+  for (int r = 0; r < rows; ++r, p += stride)
+    for (int64_t byte = 0; byte < kPanel<T> * static_cast<int64_t>(sizeof(T)); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 1);
+}
+
+// Asks for the share of `rows` rows that belongs to the panel at column c of `columns`: over all panels, all of them.
+template <class T>
+SFA_INLINE void prefetch_share(const T* p, int64_t width, int64_t c, int64_t columns, int rows) {
+  const int64_t all = rows * width * static_cast<int64_t>(sizeof(T)), panels = (columns + kPanel<T> - 1) / kPanel<T>;
+  const int64_t share = (all / panels + 63) / 64 * 64;
+  for (int64_t byte = c / kPanel<T> * share; byte < (c / kPanel<T> + 1) * share && byte < all; byte += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 0, 2);
+}
+
+// rows x columns of a product: emit(sum, row, column, count) gets every vector of the result; ahead(row, column, rows)
+// hears of a tile before it is computed.
+template <class T, bool kBias, class A, class F>
 SFA_INLINE void product(const Operand<T>& a, int64_t rows, const void* packed, int64_t k, int64_t columns,
-                        const void* bias, F&& emit) {
+                        const void* bias, A&& ahead, F&& emit) {
   using Acc = typename Product<T>::Acc;
   const int64_t depth = words<T>(k);
   const auto* panel = static_cast<const typename Product<T>::Word*>(packed);
   for (int64_t n = 0; n < columns; n += kPanel<T>, panel += kPanel<T> * depth) {
-    Vec<Acc> first{}, second{};
-    if (bias != nullptr) {
-      first = load(static_cast<const Acc*>(bias) + n);
-      second = load(static_cast<const Acc*>(bias) + n + kLanes<Acc>);
-    }
     for_tiles(rows, [&](auto tile_rows, int64_t row) SFA_INLINE_LAMBDA {
       Tile<T, decltype(tile_rows)::value> tile;
-      tile.fill(first, second);
+      if constexpr (kBias)
+        tile.fill(load(static_cast<const Acc*>(bias) + n), load(static_cast<const Acc*>(bias) + n + kLanes<Acc>));
+      else
+        tile.fill(Vec<Acc>{}, Vec<Acc>{});
+      ahead(row, n, decltype(tile_rows)::value);
       tile.multiply(a.data + row * a.step, a.step, 1, panel, depth);
       tile.emit(columns - n, [&](Vec<Acc> sum, int64_t r, int64_t c, auto count)
                                  SFA_INLINE_LAMBDA { emit(sum, row + r, n + c, count); });
     });
   }
 }
+
+constexpr auto nothing = [](int64_t, int64_t, int) {};
 
 // A word of the second product may reach one number beyond d. Its weight is zero, so it must not be NaN.
 template <class T>
@@ -104,12 +123,19 @@ void forward(const AdapterForward& p, int64_t begin, int64_t end, void* scratch)
     const T* x = static_cast<const T*>(p.x) + row * width;
     R* out = static_cast<R*>(p.out) + row * width;
     const Operand<T> a(x, rows, width, s.x);
-    product<T>(a, rows, p.down, width, d, p.bias_down, [&](V v, int64_t r, int64_t c, auto) SFA_INLINE_LAMBDA {
+    const int64_t next = end - row - rows < step ? end - row - rows : step;
+    const auto ahead_x = [&](int64_t r, int64_t c, int count) SFA_INLINE_LAMBDA {
+      if (r + count <= next) prefetch_share(x + (rows + r) * width, width, c, d, count);
+    };
+    product<T, true>(a, rows, p.down, width, d, p.bias_down, ahead_x, [&](V v, int64_t r, int64_t c, auto) SFA_INLINE_LAMBDA {
       store(s.hidden + r * stride + c, v < 0 ? V{} : v);  // NaN stays NaN
     });
     clear_edge<T>(s.hidden, rows, d);
     const Operand<T> h(s.hidden, stride);
-    product<T>(h, rows, p.up, d, width, p.bias_up, [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+    const auto ahead = [&](int64_t r, int64_t c, int count) SFA_INLINE_LAMBDA {
+      if constexpr (!kNorm) prefetch_tile(out + r * width + c, width, count);
+    };
+    product<T, true>(h, rows, p.up, d, width, p.bias_up, ahead, [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
       const V sum = v + load_count(x + r * width + c, count);
       if constexpr (kNorm)
         store(s.sums + r * padded<T>(width) + c, sum);
@@ -149,14 +175,21 @@ void backward(const AdapterBackward& p, int64_t begin, int64_t end, void* scratc
     T* grad_hidden = p.grad_hidden == nullptr ? nullptr : static_cast<T*>(p.grad_hidden) + row * d;
     const T* grad_out = static_cast<const T*>(p.grad_out) + row * width;
     const Operand<T> x(static_cast<const T*>(p.x) + row * width, rows, width, s.x);
-    product<T>(x, rows, p.down, width, d, p.bias_down, [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+    const int64_t next = end - row - rows < step ? end - row - rows : step;
+    const auto ahead_x = [&](int64_t r, int64_t c, int count) SFA_INLINE_LAMBDA {
+      if (r + count <= next) prefetch_share(static_cast<const T*>(p.x) + (row + rows + r) * width, width, c, d, count);
+    };
+    product<T, true>(x, rows, p.down, width, d, p.bias_down, ahead_x, [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
       const V h = v < 0 ? V{} : v;
       store(s.hidden + r * stride + c, h);
       if (activation != nullptr) store_count(activation + r * d + c, h, count);
     });
     if (grad_hidden == nullptr && p.grad_x == nullptr) continue;
+    const auto ahead_g = [&](int64_t r, int64_t c, int count) SFA_INLINE_LAMBDA {
+      if (r + count <= next) prefetch_share(grad_out + (rows + r) * width, width, c, d, count);
+    };
     const Operand<T> g(grad_out, rows, width, s.grad_out);
-    product<T>(g, rows, p.up_plain, width, d, nullptr, [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+    product<T, false>(g, rows, p.up_plain, width, d, nullptr, ahead_g, [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
       const V masked = load(s.hidden + r * stride + c) <= 0 ? V{} : v;
       store(s.grad_hidden + r * stride + c, masked);
       if (grad_hidden != nullptr) store_count(grad_hidden + r * d + c, masked, count);
@@ -165,7 +198,10 @@ void backward(const AdapterBackward& p, int64_t begin, int64_t end, void* scratc
     T* grad_x = static_cast<T*>(p.grad_x) + row * width;
     clear_edge<T>(s.grad_hidden, rows, d);
     const Operand<T> gh(s.grad_hidden, stride);
-    product<T>(gh, rows, p.down_plain, d, width, nullptr, [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+    const auto ahead = [&](int64_t r, int64_t c, int count) SFA_INLINE_LAMBDA {
+      prefetch_tile(grad_x + r * width + c, width, count);
+    };
+    product<T, false>(gh, rows, p.down_plain, d, width, nullptr, ahead, [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
       store_count(grad_x + r * width + c, v + load_count(grad_out + r * width + c, count), count);
     });
   }

@@ -25,7 +25,7 @@ constexpr AdapterKernels make_kernels() {
           },
       .pack_plain =
           [](const void* w, int64_t n, int64_t k, int64_t first, int64_t last, void* out) {
-            pack_plain<T>(static_cast<const T*>(w), k, n, n, first, last, static_cast<Word*>(out));
+            pack_plain<T>(static_cast<const T*>(w), k, n, first, last, static_cast<Word*>(out));
           },
       .forward_scratch = ForwardScratch<T>::bytes,
       .forward = forward<T, T, false>,

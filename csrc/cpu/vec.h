@@ -145,13 +145,26 @@ SFA_INLINE void store_first(T* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+template <int... kIndex>
+struct Indices {};
+template <int kCount, int... kIndex>
+struct MakeIndices : MakeIndices<kCount - 1, kCount - 1, kIndex...> {};
+template <int... kIndex>
+struct MakeIndices<0, kIndex...> {
+  using type = Indices<kIndex...>;
+};
+
+template <int kWidth, class V, int... kIndex>
+SFA_INLINE V add_lanes(V v, Indices<kIndex...> lanes) {
+  if constexpr (kWidth == 0)
+    return v;
+  else
+    return add_lanes<kWidth / 2>(v + __builtin_shufflevector(v, v, (kIndex ^ kWidth)...), lanes);
+}
+
 template <class S>
-SFA_INLINE S sum_of_lanes(const Vec<S>& v) {
-  S lanes[kLanes<S>];
-  store_raw(lanes, v);
-  for (int width = kLanes<S> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+SFA_INLINE S sum_of_lanes(Vec<S> v) {
+  return add_lanes<kLanes<S> / 2>(v, typename MakeIndices<kLanes<S>>::type{})[0];
 }
 
 }  // namespace
