@@ -23,8 +23,9 @@ namespace {
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kChunk = 1 << 13;
-constexpr int64_t kBlock = 256;
-constexpr int64_t kAhead = 256;  // entries between the one in work and the one whose line is asked for
+constexpr int64_t kBlock = 16;   // entries that are loaded, computed and stored together
+constexpr int64_t kAhead = 128;  // entries from the block in work to the one whose cache lines are asked for
+constexpr int64_t kLine = 64;    // bytes
 
 struct Settings {
   double lr, beta1, beta2, eps, weight_decay;
@@ -59,73 +60,109 @@ struct Entries {
   ScalarType weight_dtype, grad_dtype;
 };
 
+// Asks for the cache lines that hold data[index[0]] ... data[index[kBlock]]. Where most lines of that stretch are
+// needed they are asked for in a row, each once, which memory serves fastest. Always inlined: GCC takes a function that
+// only prefetches for one without effect, and drops the call.
+template <int write, typename T>
+[[gnu::always_inline]] inline void prefetch(const T* data, const int64_t* index) {
+  constexpr int64_t kPerLine = kLine / sizeof(T);
+  const int64_t first = index[0] / kPerLine, last = index[kBlock] / kPerLine;
+  if (last - first <= kBlock) {
+    for (int64_t line = first; line < last; ++line) __builtin_prefetch(data + line * kPerLine, write);
+  } else {
+    for (int64_t i = 0; i < kBlock; ++i) __builtin_prefetch(data + index[i], write);
+  }
+}
+
 // W: weights; G: gradients; A: moments and arithmetic.
 template <typename W, typename G, typename A>
 class Step {
  public:
   Step(const Entries& e, const Settings& s, const Corrections<A>& corrections)
-      : e_(e), s_(s), corrections_(corrections) {}
+      : weight_(static_cast<W*>(e.weight)),
+        grad_(static_cast<const G*>(e.grad)),
+        index_(e.index),
+        round_(e.round),
+        exp_avg_(static_cast<A*>(e.exp_avg)),
+        exp_avg_sq_(static_cast<A*>(e.exp_avg_sq)),
+        master_(e.master),
+        k_(e.k),
+        gathered_(e.gathered),
+        step_size_(corrections.step_size.data()),
+        inverse_root_(corrections.inverse_root.data()),
+        keep_(static_cast<A>(1 - s.lr * s.weight_decay)),
+        rest1_(static_cast<A>(1 - s.beta1)),
+        beta2_(static_cast<A>(s.beta2)),
+        rest2_(static_cast<A>(1 - s.beta2)),
+        eps_(static_cast<A>(s.eps)) {}
 
-  void run(int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kBlock) {
-      const int64_t n = std::min(kBlock, end - i);
-      prefetch(i + kAhead, std::min(i + kAhead + kBlock, e_.k));
-      gather(i, n);
-      update(static_cast<A*>(e_.exp_avg) + i, static_cast<A*>(e_.exp_avg_sq) + i, n);
-      scatter(i, n);
+  void run(int64_t begin, int64_t end) const {
+    int64_t i = begin;
+    for (; i + kBlock <= end; i += kBlock) {
+      if (i + kAhead + kBlock < k_) {
+        prefetch<1>(weight_, index_ + i + kAhead);
+        if (!gathered_) prefetch<0>(grad_, index_ + i + kAhead);
+      }
+      if (of_one_round(i)) {
+        update<kBlock, true>(i);
+      } else {
+        update<kBlock, false>(i);
+      }
     }
+    for (; i < end; ++i) update<1, true>(i);
   }
 
  private:
-  void prefetch(int64_t begin, int64_t end) const {
-    for (int64_t i = begin; i < end; ++i) {
-      __builtin_prefetch(static_cast<const W*>(e_.weight) + e_.index[i], 1);
-      if (!e_.gathered) __builtin_prefetch(static_cast<const G*>(e_.grad) + e_.index[i], 0);
-    }
+  bool of_one_round(int64_t first) const {
+    int different = 0;
+    for (int64_t i = 1; i < kBlock; ++i) different |= round_[first + i] ^ round_[first];
+    return different == 0;
   }
 
-  void gather(int64_t first, int64_t n) {
-    const int64_t* index = e_.index + first;
-    const int16_t* round = e_.round + first;
-    const W* weight = static_cast<const W*>(e_.weight);
-    const G* grad = static_cast<const G*>(e_.grad);
+  // Entries [first, first + n), which spares looking up each entry's round where there is but one.
+  template <int64_t n, bool one_round>
+  void update(int64_t first) const {
+    A value[n], grad[n], step_size[n], inverse_root[n];
     for (int64_t i = 0; i < n; ++i) {
       if constexpr (std::is_same_v<W, A>) {
-        weight_[i] = weight[index[i]];
+        value[i] = weight_[index_[first + i]];
       } else {
-        weight_[i] = e_.master[first + i];
+        value[i] = master_[first + i];
       }
-      step_size_[i] = corrections_.step_size[round[i]];
-      inverse_root_[i] = corrections_.inverse_root[round[i]];
+      const int16_t round = round_[one_round ? first : first + i];
+      step_size[i] = step_size_[round];
+      inverse_root[i] = inverse_root_[round];
     }
-    for (int64_t i = 0; i < n; ++i) grad_[i] = widen(e_.gathered ? grad[first + i] : grad[index[i]]);
-  }
-
-  void update(A* exp_avg, A* exp_avg_sq, int64_t n) {
-    const A shrink = static_cast<A>(1 - s_.lr * s_.weight_decay);
-    const A beta2 = static_cast<A>(s_.beta2), eps = static_cast<A>(s_.eps);
-    const A rest1 = static_cast<A>(1 - s_.beta1), rest2 = static_cast<A>(1 - s_.beta2);
+    if (gathered_) {
+      for (int64_t i = 0; i < n; ++i) grad[i] = widen(grad_[first + i]);
+    } else {
+      for (int64_t i = 0; i < n; ++i) grad[i] = widen(grad_[index_[first + i]]);
+    }
+    A* __restrict m = exp_avg_ + first;
+    A* __restrict v = exp_avg_sq_ + first;
     for (int64_t i = 0; i < n; ++i) {
-      const A g = grad_[i];
-      const A m = exp_avg[i] + rest1 * (g - exp_avg[i]);
-      const A v = beta2 * exp_avg_sq[i] + rest2 * (g * g);
-      exp_avg[i] = m;
-      exp_avg_sq[i] = v;
-      weight_[i] = weight_[i] * shrink - step_size_[i] * (m / (std::sqrt(v) * inverse_root_[i] + eps));
+      m[i] += rest1_ * (grad[i] - m[i]);
+      v[i] = beta2_ * v[i] + rest2_ * (grad[i] * grad[i]);
+      value[i] = value[i] * keep_ - step_size[i] * (m[i] / (std::sqrt(v[i]) * inverse_root[i] + eps_));
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      if constexpr (!std::is_same_v<W, A>) master_[first + i] = value[i];
+      weight_[index_[first + i]] = static_cast<W>(value[i]);
     }
   }
 
-  void scatter(int64_t first, int64_t n) {
-    const int64_t* index = e_.index + first;
-    W* weight = static_cast<W*>(e_.weight);
-    if constexpr (!std::is_same_v<W, A>) std::copy(weight_, weight_ + n, e_.master + first);
-    for (int64_t i = 0; i < n; ++i) weight[index[i]] = static_cast<W>(weight_[i]);
-  }
-
-  const Entries& e_;
-  const Settings& s_;
-  const Corrections<A>& corrections_;
-  A weight_[kBlock], grad_[kBlock], step_size_[kBlock], inverse_root_[kBlock];
+  W* weight_;
+  const G* grad_;
+  const int64_t* index_;
+  const int16_t* round_;
+  A* exp_avg_;
+  A* exp_avg_sq_;
+  float* master_;
+  int64_t k_;
+  bool gathered_;
+  const A* step_size_;
+  const A* inverse_root_;
+  A keep_, rest1_, beta2_, rest2_, eps_;
 };
 
 bool is_half(ScalarType dtype) { return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half; }
@@ -143,24 +180,6 @@ void dispatch(const Entries& e, F&& f) {
       f(weight, weight, TypeTag<float>{});
     }
   });
-}
-
-// Raises unless every entry's round is one of those with an age of at least 0.
-void check_rounds(const std::vector<Entries>& all, const std::vector<int64_t>& lengths,
-                  const std::vector<int64_t>& ages) {
-  std::vector<uint8_t> selected;
-  for (int64_t age : ages) selected.push_back(age >= 0);
-  const bool every = std::all_of(selected.begin(), selected.end(), [](uint8_t s) { return s != 0; });
-  std::atomic<bool> good{true};
-  for_each_chunk(Chunks(lengths, kChunk), [&](int64_t, const Chunk& c) {
-    const int16_t* round = all[c.list].round;
-    uint16_t largest = 0;  // a negative round becomes a large one
-    for (int64_t i = c.begin; i < c.end; ++i) largest = std::max(largest, static_cast<uint16_t>(round[i]));
-    bool fine = largest < ages.size();
-    if (fine && !every) fine = std::all_of(round + c.begin, round + c.end, [&](int16_t r) { return selected[r] != 0; });
-    if (!fine) good = false;
-  });
-  STD_TORCH_CHECK(good, "rounds names a round that is not in ages or has not been selected");
 }
 
 Entries entries_of(const Tensor& weight, const Tensor& grad, const Tensor& index, const Tensor& round,
@@ -193,6 +212,42 @@ Entries entries_of(const Tensor& weight, const Tensor& grad, const Tensor& index
 
 void append(std::vector<Tensor>& to, const std::vector<Tensor>& more) { to.insert(to.end(), more.begin(), more.end()); }
 
+// Raises unless every entry's round is one of those with an age of at least 0.
+void check_rounds(const std::vector<Entries>& all, const Chunks& chunks, const int64_t* ages, int64_t n_ages) {
+  std::vector<uint8_t> selected;
+  for (int64_t r = 0; r < n_ages; ++r) selected.push_back(ages[r] >= 0);
+  const bool every = std::all_of(selected.begin(), selected.end(), [](uint8_t s) { return s != 0; });
+  std::atomic<bool> good{true};
+  for_each_chunk(chunks, [&](int64_t, const Chunk& c) {
+    const int16_t* round = all[c.list].round;
+    uint16_t largest = 0;  // a negative round becomes a large one
+    for (int64_t i = c.begin; i < c.end; ++i) largest = std::max(largest, static_cast<uint16_t>(round[i]));
+    bool fine = largest < n_ages;
+    if (fine && !every) fine = std::all_of(round + c.begin, round + c.end, [&](int16_t r) { return selected[r] != 0; });
+    if (!fine) good = false;
+  });
+  STD_TORCH_CHECK(good, "rounds names a round that is not in ages or has not been selected");
+}
+
+void update(const std::vector<Entries>& all, const Chunks& chunks, const Settings& settings, const int64_t* ages,
+            int64_t n_ages) {
+  const Corrections<float> single_precision(settings, ages, n_ages);
+  const Corrections<double> double_precision(settings, ages, n_ages);
+  for_each_chunk(chunks, [&](int64_t, const Chunk& c) {
+    dispatch(all[c.list], [&](auto weight, auto grad, auto wide) {
+      using A = typename decltype(wide)::type;
+      const Corrections<A>* corrections;
+      if constexpr (std::is_same_v<A, double>) {
+        corrections = &double_precision;
+      } else {
+        corrections = &single_precision;
+      }
+      Step<typename decltype(weight)::type, typename decltype(grad)::type, A>(all[c.list], settings, *corrections)
+          .run(c.begin, c.end);
+    });
+  });
+}
+
 }  // namespace
 
 void sparse_adamw_(const std::vector<Tensor>& weights,      // any shapes, contiguous
@@ -205,53 +260,40 @@ void sparse_adamw_(const std::vector<Tensor>& weights,      // any shapes, conti
                    const Tensor& ages,                      // [rounds] int64: steps taken; -1: not selected yet
                    double lr, double beta1, double beta2, double eps, double weight_decay) {
   const size_t n = weights.size();
+  const auto halves = std::count_if(weights.begin(), weights.end(), [](auto& w) { return is_half(w.scalar_type()); });
   STD_TORCH_CHECK(
       grads.size() == n && indices.size() == n && rounds.size() == n && exp_avgs.size() == n && exp_avg_sqs.size() == n,
       "grads, indices, rounds, exp_avgs and exp_avg_sqs must be as many as weights");
-  const auto halves = std::count_if(weights.begin(), weights.end(), [](auto& w) { return is_half(w.scalar_type()); });
   STD_TORCH_CHECK(static_cast<int64_t>(masters.size()) == halves, "masters must hold one tensor per half weight");
   check_tensor(ages, "ages", {ages.numel()}, ScalarType::Long);
 
-  std::vector<Tensor> written = weights, read = contiguous(indices);
-  const std::vector<Tensor> gradients = contiguous(grads), numbers = contiguous(rounds);
+  std::vector<Tensor> written = weights;
   for (const auto* list : {&exp_avgs, &exp_avg_sqs, &masters}) append(written, *list);
   written.push_back(ages);
   for (const Tensor& t : written) STD_TORCH_CHECK(t.is_contiguous(), "tensors that are updated must be contiguous");
+  const std::vector<Tensor> positions = contiguous(indices), gradients = contiguous(grads),
+                            numbers = contiguous(rounds);
+  std::vector<Tensor> read = positions;
+  append(read, gradients);
+  append(read, numbers);
 
   std::vector<Entries> all;
   std::vector<int64_t> lengths, limits;
   auto master = masters.begin();
   for (size_t i = 0; i < n; ++i) {
     const Tensor* own = is_half(weights[i].scalar_type()) ? &*master++ : nullptr;
-    all.push_back(entries_of(weights[i], gradients[i], read[i], numbers[i], exp_avgs[i], exp_avg_sqs[i], own));
+    all.push_back(entries_of(weights[i], gradients[i], positions[i], numbers[i], exp_avgs[i], exp_avg_sqs[i], own));
     lengths.push_back(all.back().k);
     limits.push_back(weights[i].numel());
   }
-  STD_TORCH_CHECK(first_unsorted(read, limits) < 0,
-                  "indices must be strictly increasing flat positions in their weight");
+  const Chunks chunks(lengths, kChunk);
   int64_t* age = static_cast<int64_t*>(ages.mutable_data_ptr());
-  check_rounds(all, lengths, {age, age + ages.numel()});
-  append(read, gradients);
-  append(read, numbers);
+  STD_TORCH_CHECK(first_unsorted(positions, limits) < 0, "indices must be strictly increasing positions in the weight");
   STD_TORCH_CHECK(!overlap(written, read), "a tensor that is updated shares memory with another argument");
+  check_rounds(all, chunks, age, ages.numel());
 
   for (int64_t r = 0; r < ages.numel(); ++r) age[r] += age[r] >= 0;
-  const Settings settings{lr, beta1, beta2, eps, weight_decay};
-  const Corrections<float> single(settings, age, ages.numel());
-  const Corrections<double> twice(settings, age, ages.numel());
-  for_each_chunk(Chunks(lengths, kChunk), [&](int64_t, const Chunk& c) {
-    dispatch(all[c.list], [&](auto weight, auto grad, auto wide) {
-      using A = typename decltype(wide)::type;
-      const Corrections<A>* corrections;
-      if constexpr (std::is_same_v<A, double>) {
-        corrections = &twice;
-      } else {
-        corrections = &single;
-      }
-      Step<typename decltype(weight)::type, typename decltype(grad)::type, A>(all[c.list], settings, *corrections)
-          .run(c.begin, c.end);
-    });
-  });
+  update(all, chunks, {lr, beta1, beta2, eps, weight_decay}, age, ages.numel());
 }
 
 }  // namespace sfa::cpu
