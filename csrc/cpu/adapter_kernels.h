@@ -24,7 +24,7 @@ struct AdapterForward {
 struct AdapterBackward {
   int64_t width, hidden;
   const void* x;           // T [rows, D]
-  const void* grad_out;    // T [rows, D]
+  const void* grad_out;    // T [rows, D], with the norm T or float
   const void* down;        // packed w_down^T
   const void* bias_down;   // acc [d], padded
   const void* up_plain;    // packed w_up
@@ -32,6 +32,12 @@ struct AdapterBackward {
   void* activation;        // T [rows, d], relu(x w_down^T + b_down); null if not wanted
   void* grad_hidden;       // T [rows, d], the gradient in front of the relu; null if not wanted
   void* grad_x;            // T [rows, D]; null if not wanted
+  const void* up;          // packed w_up^T; from here on for the norm only
+  const void* bias_up;     // acc [D], padded
+  const void* norm_weight;  // acc [D], padded
+  double eps;
+  void* grad_sum;    // T [rows, D], the gradient of the adapter's result
+  void* norm_parts;  // acc [tiles of rows, 2, D], parts of the gradients of norm_weight and norm_bias, or null
 };
 
 // c[i, j] = sum over rows of a[row, i] * b[row, j]
@@ -40,7 +46,8 @@ struct AdapterOuter {
   int64_t a_stride;
   const void* b;  // T [rows, b_stride]
   int64_t b_stride;
-  void* c;  // acc [a_stride, b_stride]
+  void* c;    // acc [a_stride, b_stride]
+  void* out;  // T, where the result goes instead once it is complete, or null
 };
 
 struct AdapterKernels {
@@ -53,13 +60,13 @@ struct AdapterKernels {
   void (*pack_transposed)(const void* w, int64_t n, int64_t k, int64_t first, int64_t last, void* out);
   void (*pack_plain)(const void* w, int64_t n, int64_t k, int64_t first, int64_t last, void* out);
 
-  // Each works on one range of rows or of the result, with scratch memory of its own.
-  int64_t (*forward_scratch)(int64_t width, int64_t hidden);
-  void (*forward)(const AdapterForward& args, int64_t begin, int64_t end, void* scratch);
-  void (*norm)(const AdapterForward& args, int64_t begin, int64_t end, void* scratch);
-  void (*norm_float)(const AdapterForward& args, int64_t begin, int64_t end, void* scratch);
-  int64_t (*backward_scratch)(int64_t width, int64_t hidden);
-  void (*backward)(const AdapterBackward& args, int64_t begin, int64_t end, void* scratch);
+  // Each works on one range of rows or of the result, with scratch memory of its own. "norm_float" is for a float
+  // residual, and with it float out and grad_out.
+  using Forward = void(const AdapterForward& args, int64_t begin, int64_t end, void* scratch);
+  using Backward = void(const AdapterBackward& args, int64_t begin, int64_t end, void* scratch);
+  int64_t (*row_scratch)(int64_t width, int64_t hidden);
+  Forward *forward, *forward_norm, *forward_norm_float;
+  Backward *backward, *backward_norm, *backward_norm_float;
   int64_t (*outer_scratch)();
   void (*outer)(const AdapterOuter& args, int64_t begin, int64_t end, int64_t i, int64_t i_end, int64_t j, int64_t j_end,
                 void* scratch);

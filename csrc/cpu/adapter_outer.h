@@ -45,7 +45,8 @@ void outer(const AdapterOuter& p, int64_t begin, int64_t end, int64_t i0, int64_
                               kGroup<T, kTileRows>);
     pack_groups<T, kPanel<T>>(static_cast<const T*>(p.b) + row * p.b_stride + j0, k, columns, p.b_stride, b,
                               kGroup<T, kPanel<T>>);
-    const int64_t next = row + k, next_rows = end - next < kStep ? end - next : kStep, all = (columns + kPanel<T> - 1) / kPanel<T> * (i_end - i0);
+    const int64_t next = row + k, next_rows = end - next < kStep ? end - next : kStep;
+    const int64_t all = (columns + kPanel<T> - 1) / kPanel<T> * (i_end - i0);
     for (int64_t n = 0; n < columns; n += kPanel<T>) {
       for_tiles(i_end - i0, [&](auto tile_rows, int64_t i) SFA_INLINE_LAMBDA {
         const int64_t done = n / kPanel<T> * (i_end - i0) + i, then = done + decltype(tile_rows)::value;
@@ -57,8 +58,12 @@ void outer(const AdapterOuter& p, int64_t begin, int64_t end, int64_t i0, int64_
                       b + n / kPanel<T> * kGroup<T, kPanel<T>>, depth);
         Acc* c = static_cast<Acc*>(p.c) + (i0 + i) * p.b_stride + j0 + n;
         tile.emit(columns - n, [&](Vec<Acc> sum, int64_t r, int64_t column, auto count) SFA_INLINE_LAMBDA {
-          Acc* at = c + r * p.b_stride + column;
-          store_count(at, row == begin ? sum : sum + load_count(at, count), count);
+          const int64_t at = r * p.b_stride + column;
+          const Vec<Acc> total = row == begin ? sum : sum + load_count(c + at, count);
+          if (p.out != nullptr && next == end)
+            store_count(static_cast<T*>(p.out) + (c - static_cast<Acc*>(p.c)) + at, total, count);
+          else
+            store_count(c + at, total, count);
         });
       });
     }

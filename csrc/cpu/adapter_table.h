@@ -27,12 +27,13 @@ constexpr AdapterKernels make_kernels() {
           [](const void* w, int64_t n, int64_t k, int64_t first, int64_t last, void* out) {
             pack_plain<T>(static_cast<const T*>(w), k, n, first, last, static_cast<Word*>(out));
           },
-      .forward_scratch = ForwardScratch<T>::bytes,
-      .forward = forward<T, T, false>,
-      .norm = forward<T, T, true>,
-      .norm_float = forward<T, typename Product<T>::Acc, true>,
-      .backward_scratch = BackwardScratch<T>::bytes,
+      .row_scratch = Block<T>::scratch_bytes,
+      .forward = forward<T>,
+      .forward_norm = forward_norm<T, T>,
+      .forward_norm_float = forward_norm<T, typename Product<T>::Acc>,
       .backward = backward<T>,
+      .backward_norm = backward_norm<T, T>,
+      .backward_norm_float = backward_norm<T, typename Product<T>::Acc>,
       .outer_scratch = outer_scratch<T>,
       .outer = outer<T>,
       .column_sums = column_sums<T>,

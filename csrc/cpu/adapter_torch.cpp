@@ -2,22 +2,32 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
 
 #include "isa.h"
 
 namespace sfa::cpu {
 
+using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
+using torch::stable::to;
 
 namespace {
 
-// Calls an operator of torch that returns one tensor.
+// Calls an operator of torch that returns kResults tensors.
+template <size_t kResults, class... Args>
+std::array<Tensor, kResults> call_all(const char* name, const char* overload, const Args&... args) {
+  std::array<StableIValue, std::max(kResults, sizeof...(Args))> stack{torch::stable::detail::from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  std::array<Tensor, kResults> results;
+  for (size_t i = 0; i < kResults; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
+  return results;
+}
+
 template <class... Args>
 Tensor call(const char* name, const char* overload, const Args&... args) {
-  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return call_all<1>(name, overload, args...)[0];
 }
 
 Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
@@ -46,13 +56,12 @@ Tensor torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor&
                           const std::optional<Tensor>& b_down, const Tensor& w_up, const std::optional<Tensor>& b_up,
                           const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
   const Tensor y = torch_adapter(x, w_down, b_down, w_up, b_up);
-  const ScalarType dtype = norm_weight.scalar_type() == norm_bias.scalar_type() ? norm_weight.scalar_type() : ScalarType::Float;
-  const std::array<int64_t, 1> shape{norm_weight.size(0)};
-  const auto like = [&](const Tensor& t) { return torch::stable::to(t, dtype); };
+  const ScalarType dtype = norm_weight.scalar_type();
+  const std::array<int64_t, 1> width{norm_weight.size(0)};
   const Tensor normed =
-      call("aten::layer_norm", "", like(y), torch::headeronly::IntHeaderOnlyArrayRef(shape),
-           std::optional<Tensor>(like(norm_weight)), std::optional<Tensor>(like(norm_bias)), eps, false);
-  return torch::stable::to(add(residual, normed), residual.scalar_type());
+      call("aten::layer_norm", "", to(y, dtype), IntHeaderOnlyArrayRef(width), std::optional<Tensor>(norm_weight),
+           std::optional<Tensor>(to(norm_bias, dtype)), eps, false);
+  return to(add(residual, normed), residual.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
@@ -68,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
   const Tensor grad_hidden = call("aten::where", "self", dead, zero, torch::stable::matmul(g, w_up));
   const auto column_sums = [](const Tensor& t) {
     const std::array<int64_t, 1> dim{0};
-    return torch::stable::sum(t, torch::headeronly::IntHeaderOnlyArrayRef(dim));
+    return torch::stable::sum(t, IntHeaderOnlyArrayRef(dim));
   };
   const auto contiguous = [](const Tensor& t) { return torch::stable::contiguous(t); };
   return {
@@ -78,6 +87,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
       output_mask[3] ? contiguous(torch::stable::matmul(transposed(g), h)) : nothing(),
       output_mask[4] ? column_sums(g) : nothing(),
   };
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_norm_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
+    const std::vector<bool>& output_mask) {
+  const bool wide = norm_weight.scalar_type() == ScalarType::Float || grad_out.scalar_type() == ScalarType::Float;
+  const ScalarType dtype = wide ? ScalarType::Float : x.scalar_type();
+  const std::array<int64_t, 1> shape{norm_weight.size(0)};
+  const std::array<bool, 3> all{true, true, true};
+  const IntHeaderOnlyArrayRef width(shape);
+  const Tensor y = to(torch_adapter(x, w_down, b_down, w_up, b_up), dtype);
+  // The bias moves neither the moments nor a gradient; torch only looks at its presence.
+  const std::optional<Tensor> weight(to(norm_weight, dtype));
+  const auto normed = call_all<3>("aten::native_layer_norm", "", y, width, weight, weight, eps);
+  const auto grads = call_all<3>("aten::native_layer_norm_backward", "", to(torch::stable::contiguous(grad_out), dtype),
+                                 y, width, normed[1], normed[2], weight, weight,
+                                 torch::headeronly::HeaderOnlyArrayRef<bool>(all));
+  const auto [grad_x, grad_down, grad_b_down, grad_up, grad_b_up] =
+      torch_adapter_backward(to(grads[0], x.scalar_type()), x, w_down, b_down, w_up, output_mask);
+  const auto norm_gradient = [&](bool wanted, const Tensor& grad) {
+    return wanted ? to(grad, norm_weight.scalar_type()) : torch::stable::new_empty(norm_weight, {0});
+  };
+  return {grad_x, grad_down, grad_b_down, grad_up, grad_b_up, norm_gradient(output_mask[5], grads[1]),
+          norm_gradient(output_mask[6], grads[2])};
 }
 
 }  // namespace sfa::cpu

@@ -26,4 +26,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
     const Tensor& w_up, const std::vector<bool>& output_mask);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_norm_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
+    const std::vector<bool>& output_mask);
+
 }  // namespace sfa::cpu

@@ -26,6 +26,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(const 
                                                                           const std::optional<Tensor>& b_down,
                                                                           const Tensor& w_up,
                                                                           std::vector<bool> output_mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_norm_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
+    std::vector<bool> output_mask);
 
 // scores.cpp
 void accumulate_scores_(const std::vector<Tensor>& scores, const std::vector<Tensor>& grads,

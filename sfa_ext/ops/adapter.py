@@ -7,6 +7,8 @@
         and the weights of the norm may be float32
     fused_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask [5]) -> five gradients, of x, w_down,
         b_down, w_up, b_up; an empty tensor for each that output_mask leaves out
+    fused_adapter_norm_backward(grad_out, x, ..., b_up, norm_weight, eps, output_mask [7]) -> seven gradients, of x,
+        w_down, b_down, w_up, b_up, norm_weight, norm_bias, likewise; that of the residual is grad_out itself
 
 All of one dtype (float32, float64, bfloat16, float16) and device. RuntimeError names an argument that is not.
 """
@@ -38,6 +40,13 @@ def _fused_adapter_norm_fake(residual, x, w_down, b_down, w_up, b_up, norm_weigh
     return residual.new_empty(residual.shape)
 
 
+def _fused_adapter_norm_backward_fake(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask):
+    checks.adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask)
+    adapter = _fused_adapter_backward_fake(x, x, w_down, b_down, w_up, output_mask[:5])
+    norm = tuple(norm_weight.new_empty(norm_weight.shape if wanted else 0) for wanted in output_mask[5:])
+    return adapter + norm
+
+
 class _FusedAdapter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w_down, b_down, w_up, b_up):
@@ -53,34 +62,18 @@ class _FusedAdapter(torch.autograd.Function):
 class _FusedAdapterNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
-        ctx.save_for_backward(x, w_down, b_down, w_up, b_up, norm_weight, norm_bias)
+        ctx.save_for_backward(x, w_down, b_down, w_up, b_up, norm_weight)
         ctx.eps = eps
         with below_autograd():
             return _ops.fused_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps)
 
     @staticmethod
     def backward(ctx, grad_out):
-        x, w_down, b_down, w_up, b_up, norm_weight, norm_bias = ctx.saved_tensors
-        mask = ctx.needs_input_grad[1:]
+        mask = ctx.needs_input_grad[1:8]
         if not any(mask):
             return (grad_out, *[None] * 8)
-        y = _ops.fused_adapter(x, w_down, b_down, w_up, b_up)
-        grad_y, grad_weight, grad_bias = _norm_backward(grad_out, y, norm_weight, norm_bias, ctx.eps, mask)
-        grads = _ops.fused_adapter_backward(grad_y, x, w_down, b_down, w_up, mask[:5]) if any(mask[:5]) else [None] * 5
-        return _wanted((grad_out, *grads, grad_weight, grad_bias, None), ctx)
-
-
-def _norm_backward(grad_out, y, norm_weight, norm_bias, eps, mask):
-    """Gradients of y (in its dtype), norm_weight and norm_bias; computed in the widest dtype among them."""
-    dtype = torch.promote_types(grad_out.dtype, torch.promote_types(norm_weight.dtype, norm_bias.dtype))
-    width, wide = [y.shape[-1]], [t.to(dtype) for t in (grad_out, y, norm_weight, norm_bias)]
-    _, mean, rstd = torch.native_layer_norm(wide[1], width, wide[2], wide[3], eps)
-    wanted = [any(mask[:5]), mask[5], mask[6]]
-    grads = torch.ops.aten.native_layer_norm_backward(
-        wide[0].contiguous(), wide[1], width, mean, rstd, wide[2], wide[3], wanted
-    )
-    like = (y, norm_weight, norm_bias)
-    return [None if grad is None else grad.to(t.dtype) for grad, t in zip(grads, like, strict=True)]
+        grads = _ops.fused_adapter_norm_backward(grad_out, *ctx.saved_tensors, ctx.eps, mask)
+        return _wanted((grad_out, *grads, None), ctx)
 
 
 def _wanted(grads, ctx):
@@ -116,6 +109,15 @@ def _fused_adapter_norm_autograd(residual, x, w_down, b_down, w_up, b_up, norm_w
         return _ops.fused_adapter_norm(*args, eps)
 
 
+def _fused_adapter_norm_backward_autograd(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask):
+    args = (grad_out, x, w_down, b_down, w_up, b_up, norm_weight)
+    checks.adapter_norm_backward(*args, eps, output_mask)
+    if _tracks(*args):
+        return reference.fused_adapter_norm_backward(*args, eps, output_mask)
+    with below_autograd():
+        return _ops.fused_adapter_norm_backward(*args, eps, output_mask)
+
+
 def _fused_adapter_autocast(dtype, *args):
     return _ops.fused_adapter(*(lowered(t, dtype) for t in args))
 
@@ -133,18 +135,15 @@ def lowered(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
-for _name, _fake, _autograd, _reference in (
-    ("fused_adapter", _fused_adapter_fake, _fused_adapter_autograd, reference.fused_adapter),
-    (
-        "fused_adapter_backward",
-        _fused_adapter_backward_fake,
-        _fused_adapter_backward_autograd,
-        reference.fused_adapter_backward,
-    ),
-    ("fused_adapter_norm", _fused_adapter_norm_fake, _fused_adapter_norm_autograd, reference.fused_adapter_norm),
-):
+_KERNELS = {  # fake, Autograd; what serves other devices has the operator's name in reference.py
+    "fused_adapter": (_fused_adapter_fake, _fused_adapter_autograd),
+    "fused_adapter_backward": (_fused_adapter_backward_fake, _fused_adapter_backward_autograd),
+    "fused_adapter_norm": (_fused_adapter_norm_fake, _fused_adapter_norm_autograd),
+    "fused_adapter_norm_backward": (_fused_adapter_norm_backward_fake, _fused_adapter_norm_backward_autograd),
+}
+for _name, (_fake, _autograd) in _KERNELS.items():
     torch.library.register_fake(f"sfa::{_name}", _fake, lib=LIBRARY)
     LIBRARY.impl(_name, _autograd, "Autograd")
-    LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
+    LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
 register_autocast("fused_adapter", _fused_adapter_autocast)
 register_autocast("fused_adapter_norm", _fused_adapter_norm_autocast)

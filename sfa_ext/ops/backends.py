@@ -10,6 +10,7 @@ OPERATORS = (
     "fused_adapter",
     "fused_adapter_backward",
     "fused_adapter_norm",
+    "fused_adapter_norm_backward",
     "accumulate_scores_",
     "select_topk",
     "sparse_adamw_",
@@ -18,7 +19,7 @@ OPERATORS = (
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """Operator to device to what serves it: "native avx512bf16", "native", "reference" (torch's own operators) or "none".
+    """Operator to device to what serves it: "native" with the instruction set, "reference" (torch's own ops) or "none".
 
     "other" stands for every device that is neither a CPU nor a CUDA GPU.
     """

@@ -25,8 +25,10 @@ def like(argument: str, tensor: Tensor, other: str, model: Tensor, *more: torch.
     """Raises unless `tensor` is on the device of `model` and has its dtype or one of `more`."""
     torch._check(
         tensor.dtype in (model.dtype, *more),
-        lambda: f"{argument} must be {' or '.join(map(name, dict.fromkeys((model.dtype, *more))))} "
-        f"(the dtype of {other} is {name(model.dtype)}), got {name(tensor.dtype)}",
+        lambda: (
+            f"{argument} must be {' or '.join(map(name, dict.fromkeys((model.dtype, *more))))} "
+            f"(the dtype of {other} is {name(model.dtype)}), got {name(tensor.dtype)}"
+        ),
     )
     torch._check(
         tensor.device == model.device,
@@ -37,8 +39,10 @@ def like(argument: str, tensor: Tensor, other: str, model: Tensor, *more: torch.
 def floating(argument: str, tensor: Tensor) -> None:
     torch._check(
         tensor.dtype in FLOATING,
-        lambda: f"{argument} must be {', '.join(map(name, FLOATING[:-1]))} or {name(FLOATING[-1])}, "
-        f"got {name(tensor.dtype)}",
+        lambda: (
+            f"{argument} must be {', '.join(map(name, FLOATING[:-1]))} or {name(FLOATING[-1])}, "
+            f"got {name(tensor.dtype)}"
+        ),
     )
 
 
@@ -83,9 +87,37 @@ def adapter_norm(
     """The arguments of `fused_adapter_norm`."""
     adapter(x, w_down, b_down, w_up, b_up)
     shape("residual", residual, "the shape of x", tuple(x.shape))
-    wider = (torch.float32,) if x.dtype in HALF else ()
-    like("residual", residual, "x", x, *wider)
-    for argument, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        shape(argument, tensor, "[D]", (x.shape[-1],))
-        like(argument, tensor, "x", x, *wider)
+    like("residual", residual, "x", x, *_wider(x))
+    _norm_weight(norm_weight, x, eps)
+    shape("norm_bias", norm_bias, "[D]", (x.shape[-1],))
+    like("norm_bias", norm_bias, "norm_weight", norm_weight)
+
+
+def adapter_norm_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    w_down: Tensor,
+    b_down: Tensor | None,
+    w_up: Tensor,
+    b_up: Tensor | None,
+    norm_weight: Tensor,
+    eps: float,
+    output_mask: list[bool],
+) -> None:
+    """The arguments of `fused_adapter_norm_backward`."""
+    adapter(x, w_down, b_down, w_up, b_up)
+    shape("grad_out", grad_out, "the shape of x", tuple(x.shape))
+    like("grad_out", grad_out, "x", x, *_wider(x))
+    _norm_weight(norm_weight, x, eps)
+    torch._check(len(output_mask) == 7, lambda: f"output_mask must have 7 entries, got {len(output_mask)}")
+
+
+def _norm_weight(norm_weight: Tensor, x: Tensor, eps: float) -> None:
+    shape("norm_weight", norm_weight, "[D]", (x.shape[-1],))
+    like("norm_weight", norm_weight, "x", x, *_wider(x))
     torch._check(eps >= 0, lambda: f"eps must not be negative, got {eps}")
+
+
+def _wider(x: Tensor) -> tuple[torch.dtype, ...]:
+    """What the residual and the norm may have in place of the dtype of x."""
+    return (torch.float32,) if x.dtype in HALF else ()

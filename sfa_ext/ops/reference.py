@@ -39,7 +39,32 @@ def fused_adapter_norm(
     norm_bias: Tensor,
     eps: float,
 ) -> Tensor:
-    y = fused_adapter(x, w_down, b_down, w_up, b_up)
-    dtype = torch.promote_types(norm_weight.dtype, norm_bias.dtype)
-    normed = F.layer_norm(y.to(dtype), y.shape[-1:], norm_weight.to(dtype), norm_bias.to(dtype), eps)
-    return (residual + normed).to(residual.dtype)
+    y = fused_adapter(x, w_down, b_down, w_up, b_up).to(norm_weight.dtype)
+    return (residual + F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps)).to(residual.dtype)
+
+
+def fused_adapter_norm_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    w_down: Tensor,
+    b_down: Tensor | None,
+    w_up: Tensor,
+    b_up: Tensor | None,
+    norm_weight: Tensor,
+    eps: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, w_down, b_down, w_up, b_up, norm_weight, norm_bias; empty where `output_mask` leaves one out."""
+    dtype = torch.promote_types(grad_out.dtype, norm_weight.dtype)
+    grad, weight = grad_out.to(dtype).reshape(-1, x.shape[-1]), norm_weight.to(dtype)
+    y = fused_adapter(x, w_down, b_down, w_up, b_up).to(dtype).view(grad.shape)
+    centred = y - y.mean(-1, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    normed, gw = centred * scale, grad * weight
+    grad_y = (gw - gw.mean(-1, keepdim=True) - normed * (gw * normed).mean(-1, keepdim=True)) * scale
+    grads = fused_adapter_backward(grad_y.to(x.dtype).view(x.shape), x, w_down, b_down, w_up, output_mask[:5])
+    grads += tuple(
+        value.sum(0).to(norm_weight.dtype) if wanted else norm_weight.new_empty(0)
+        for value, wanted in zip((grad * normed, grad), output_mask[5:], strict=True)
+    )
+    return grads
