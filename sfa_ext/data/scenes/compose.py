@@ -84,6 +84,7 @@ class Look:
         whole: solids lie inside the picture; else its border may cut them.
         poses: probabilities of standing, lying and leaning.
         kinds: probabilities of a plain, a patterned and a photographed material.
+        contrast: how much of a photograph's contrast is left.
         ambient, fill: light from everywhere and from the camera.
         shadow: light left where the lamp is hidden (1: no shadows).
         decals: most rugs and pictures.
@@ -96,6 +97,7 @@ class Look:
     whole: bool
     poses: tuple[float, float, float]
     kinds: tuple[float, float, float]
+    contrast: tuple[float, float]
     ambient: tuple[float, float]
     fill: float
     shadow: tuple[float, float]
@@ -106,12 +108,12 @@ class Look:
 
 LOOKS = {
     "source": Look(
-        count=(1, 3), coverage=(0.3, 0.55), whole=True, poses=(0.7, 0.3, 0), kinds=(0.7, 0.3, 0), ambient=(0.42, 0.52),
-        fill=0.2, shadow=(0.65, 0.8), decals=0, cast=0.03, noise=0.006,
+        count=(1, 3), coverage=(0.3, 0.55), whole=True, poses=(0.7, 0.3, 0), kinds=(0.7, 0.3, 0), contrast=(1, 1),
+        ambient=(0.42, 0.52), fill=0.2, shadow=(0.65, 0.8), decals=0, cast=0.03, noise=0.006,
     ),
     "target": Look(
-        count=(3, 10), coverage=(0.5, 0.75), whole=False, poses=(0.4, 0.35, 0.25), kinds=(0.12, 0.13, 0.75),
-        ambient=(0.3, 0.45), fill=0.22, shadow=(0.2, 0.45), decals=4, cast=0.14, noise=0.015,
+        count=(3, 10), coverage=(0.5, 0.75), whole=False, poses=(0.5, 0.35, 0.15), kinds=(0.25, 0.2, 0.55),
+        contrast=(0.2, 0.6), ambient=(0.34, 0.46), fill=0.22, shadow=(0.35, 0.6), decals=2, cast=0.1, noise=0.012,
     ),
 }  # fmt: skip
 SINGLE_SHARE = 0.5
@@ -289,7 +291,8 @@ def _material(
     if kind == "photo":
         tint = tuple(rng.uniform(0.6, 1.25, 3).tolist())
         tile = rng.uniform(0.9, 2.4) if background else rng.uniform(0.35, 1.1)
-        return Material("photo", (tint, tint), int(rng.integers(N_PHOTOGRAPHS)), tile, turned, offset, gloss)
+        photo, contrast = int(rng.integers(N_PHOTOGRAPHS)), rng.uniform(*look.contrast)
+        return Material("photo", (tint, tint), photo, tile, turned, offset, gloss, contrast)
     saturation, value = ((0.05, 0.4), (0.55, 0.85)) if background else ((0.35, 0.95), (0.5, 1.0))
     first = _colour(rng, saturation, value)
     for _ in range(10):

@@ -34,6 +34,7 @@ _PHOTOGRAPHS = (
 )
 N_PHOTOGRAPHS = len(_PHOTOGRAPHS)
 _TILE = 256
+_MEAN = np.float32(0.53)  # of all photographs, once they are made equally bright
 _LEVELS = 7
 PATTERNS = ("checker", "stripes", "waves")
 
@@ -93,6 +94,7 @@ class Material:
         turned: the texture lies on its side.
         offset: metres by which the texture is shifted, [2].
         gloss: strength of the highlight.
+        contrast: how much of a photograph's contrast is left; at 0 it is a plain grey.
     """
 
     kind: str
@@ -102,6 +104,7 @@ class Material:
     turned: bool = False
     offset: tuple[float, float] = (0.0, 0.0)
     gloss: float = 0.0
+    contrast: float = 1.0
 
     @property
     def period(self) -> float:
@@ -116,7 +119,7 @@ class Material:
         u, v = uv[::-1] if self.turned else uv
         u, v = u + np.float32(self.offset[0]), v + np.float32(self.offset[1])
         if self.kind == "photo":
-            return self._photograph(u, v, pixel) * first
+            return (_MEAN + np.float32(self.contrast) * (self._photograph(u, v, pixel) - _MEAN)) * first
         second = np.array(self.colours[1], np.float32)[:, None]
         turn = np.float32(2 * math.pi / self.tile)
         a, b = np.sin(u * turn), np.sin(v * turn)
