@@ -8,7 +8,6 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
-#include <limits>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -44,9 +43,7 @@ struct Run {
 
   int64_t size() const { return chunk.end - chunk.begin; }
 
-  U key(int64_t position) const {
-    return scores[position - chunk.begin] & static_cast<U>(std::numeric_limits<U>::max() >> 1);
-  }
+  U key(int64_t position) const { return key_of(scores[position - chunk.begin]); }
 };
 
 // How the eligible scores of a chunk stand to the threshold; then, how many of its ties are taken and where its
@@ -93,12 +90,12 @@ class TopK {
   void write(const std::vector<int64_t*>& results) const {
     share_chunks(chunks_.size(), [&](const auto& next) {
       std::vector<U> buffer;
-      std::vector<int64_t> positions(kChunk + kSlack);
+      std::vector<int64_t> positions(kChunk + 1);
       for (int64_t i = next(); i >= 0; i = next()) {
         const Tally& t = tallies_[i];
         if (t.above + t.ties == 0) continue;
         const Run<U> run = load(i, buffer);
-        int64_t n = kernels_.collect(run.scores, run.size(), threshold_, run.chunk.begin, positions.data());
+        int64_t n = collect(run.scores, run.size(), threshold_, run.chunk.begin, positions.data());
         if (n > t.above + t.ties) n = remove_untaken(run, t.ties, positions.data(), n);
         std::copy_n(positions.data(), n, results[run.chunk.list] + t.offset);
       }
@@ -111,7 +108,7 @@ class TopK {
     U width = static_cast<U>(1) << (8 * sizeof(U) - 1);
     while (width > 1) {
       const U digit_width = std::max<U>(width >> kDigit, 1);
-      const std::vector<int64_t> bins = histogram(width, std::countr_zero(digit_width));
+      const std::vector<int64_t> bins = count_digits(width, std::countr_zero(digit_width));
       int64_t digit = kBins - 1;
       while (bins[digit] < wanted) wanted -= bins[digit--];
       threshold_ += static_cast<U>(digit * digit_width);
@@ -121,7 +118,7 @@ class TopK {
   }
 
   // Counts the eligible keys in [threshold_, threshold_ + width) by their digit from bit `shift` on.
-  std::vector<int64_t> histogram(U width, int shift) const {
+  std::vector<int64_t> count_digits(U width, int shift) const {
     const bool first = width >> (8 * sizeof(U) - 1) != 0;
     const int64_t none = static_cast<int64_t>(readers_.size());
     std::atomic<int64_t> nan{none};
@@ -142,8 +139,8 @@ class TopK {
       for (int64_t i = next(); i >= 0; i = next()) {
         const Run<U> run = load(i, buffer);
         if (!first) {
-          kernels_.histogram_within(run.scores, run.size(), threshold_, width, shift, bins.data());
-        } else if (kernels_.histogram(run.scores, run.size(), shift, bins.data()) > infinity_) {
+          histogram_within(run.scores, run.size(), threshold_, width, shift, bins.data());
+        } else if (histogram(run.scores, run.size(), shift, bins.data()) > infinity_) {
           lower(nan, run.chunk.list);
         }
         for (const int64_t* p = run.excluded_begin; p != run.excluded_end; ++p) {
@@ -164,7 +161,7 @@ class TopK {
       for (int64_t i = next(); i >= 0; i = next()) {
         const Run<U> run = load(i, buffer);
         Tally& t = tallies_[i];
-        kernels_.count(run.scores, run.size(), threshold_, &t.above, &t.equal);
+        count(run.scores, run.size(), threshold_, &t.above, &t.equal);
         for (const int64_t* p = run.excluded_begin; p != run.excluded_end; ++p) {
           t.above -= run.key(*p) > threshold_;
           t.equal -= run.key(*p) == threshold_;
@@ -194,7 +191,6 @@ class TopK {
             std::lower_bound(excluded_begin, end, c.end)};
   }
 
-  const SelectionKernels<U> kernels_ = selection_kernels<U>();
   const U infinity_;
   std::vector<StridedReader<U>> readers_;
   std::vector<std::pair<const int64_t*, const int64_t*>> excluded_;

@@ -138,25 +138,6 @@ def test_one_and_two_threads_select_the_same():
     assert results[0] == results[1]
 
 
-RUN_ONE_ISA = """
-import torch, sfa_ext
-torch.manual_seed(0)
-scores = [torch.randn(300, 1001), torch.randn(99), torch.randn(70000).mul(3).round()]
-excluded = [torch.arange(0, s.numel(), 7) for s in scores]
-for k in (1, 5000, 200000):
-    print([int((p * torch.arange(1, p.numel() + 1)).sum()) for p in torch.ops.sfa.select_topk(scores, excluded, k)])
-"""
-
-
-def test_every_instruction_set_selects_the_same(monkeypatch):
-    widest = torch.ops.sfa.cpu_isa()
-    printed = set()
-    for isa in dict.fromkeys(("baseline", widest)):
-        monkeypatch.setenv("SFA_CPU_ISA", isa)
-        printed.add(subprocess.run([sys.executable, "-c", RUN_ONE_ISA], capture_output=True, text=True).stdout)
-    assert len(printed) == 1 and printed.pop().count("[") == 3
-
-
 MEASURE_PEAK = """
 import resource, torch, sfa_ext
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
