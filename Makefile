@@ -30,7 +30,7 @@ demo: build
 	$(VENV)/bin/sfa demo $(if $(QUICK),--quick --out runs/demo-quick)
 
 test: build
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 8
 
 # Hours on 2 cores. The checkpoint, its sha256 and its log then stand in the package.
 pretrain: build

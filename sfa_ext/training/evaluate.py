@@ -24,7 +24,7 @@ def evaluate(
     model.train(False)
     # Images of many sizes go one by one: padding to the largest of a batch would change what the network sees.
     batches = eval_loader(dataset, batch_size=1 if model.dynamic else batch)
-    for samples in tqdm(batches, disable=quiet, desc="eval"):
+    for samples in tqdm(batches, disable=quiet or None, desc="eval"):
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             prediction = model.predict(samples["image"].to(device))
         metric.update(prediction, samples)

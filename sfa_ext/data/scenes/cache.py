@@ -229,8 +229,8 @@ def _in_processes(request: Request, path: Path, workers: int) -> None:
 
 
 def _bar(request: Request) -> dict[str, Any]:
-    # Work of less than a second shows no bar.
-    return {"desc": f"rendering {request.name}", "unit": "img", "delay": 1}
+    # Work of less than a second shows no bar, nor does anything that is not a terminal.
+    return {"desc": f"rendering {request.name}", "unit": "img", "delay": 1, "disable": None}
 
 
 def _follow(running: list[subprocess.Popen[bytes]], advance: Callable[[int], Any]) -> None:
