@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 
@@ -11,8 +10,9 @@ import torch
 
 
 def pytest_configure() -> None:
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    # The tensors of tests are small: threads that wait for each other cost more than they save, many times more where
+    # several workers share the cores. A test that is about threads sets its own number.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
