@@ -1,0 +1,1 @@
+"""Benchmarks of the operators, and the commands that write the tables in results/."""

@@ -1,0 +1,174 @@
+"""What the benchmarks of the selection operators run: every case holds ours and what one would write in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import sfa_ext  # noqa: F401  registers torch.ops.sfa
+
+Candidates = dict[str, Callable[[], object]]
+SHARE = 0.1
+LR, BETA1, BETA2, EPS, DECAY = 1e-5, 0.9, 0.999, 1e-8, 0.01
+
+
+def swinv2_base_shapes() -> list[tuple[int, int]]:
+    """The weights that SFA selects from in SwinV2-Base: qkv, proj, fc1 and fc2 of its 24 blocks, 83.8 M in all."""
+    shapes = []
+    for width, blocks in zip((128, 256, 512, 1024), (2, 2, 18, 2), strict=True):
+        shapes += [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * blocks
+    return shapes
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator in one setting: `build` makes its candidates, "ours" first, named as in `names`."""
+
+    op: str
+    setting: str
+    names: tuple[str, ...]
+    build: Callable[[], Candidates]
+
+    @property
+    def label(self) -> str:
+        return f"{self.op} {self.setting}"
+
+
+def _randn(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(shape).to(dtype) for shape in swinv2_base_shapes()]
+
+
+def _drawn(tensors: list[Tensor]) -> list[Tensor]:
+    """Uniformly random positions, a share of SHARE."""
+    return [torch.rand(t.numel()).lt(SHARE).nonzero().flatten() for t in tensors]
+
+
+def _accumulate(dtype: torch.dtype, criterion: str) -> Candidates:
+    grads, scores = _randn(dtype), _randn()
+
+    def add(score: Tensor, grad: Tensor) -> None:
+        score.add_(grad if criterion == "gradient" else grad.float().square())
+
+    def eager() -> None:
+        for score, grad in zip(scores, grads, strict=True):
+            add(score, grad)
+
+    fused = torch.compile(add, dynamic=True)
+
+    def compiled() -> None:
+        for score, grad in zip(scores, grads, strict=True):
+            fused(score.view(-1), grad.view(-1))
+
+    ours = torch.ops.sfa.accumulate_scores_
+    return {"ours": lambda: ours(scores, grads, criterion), "eager": eager, "torch.compile": compiled}
+
+
+def _select(excluding: bool) -> Candidates:
+    scores = _randn()
+    excluded = [e if excluding else e[:0] for e in _drawn(scores)]
+    k = int(SHARE * sum(s.numel() for s in scores))
+
+    def topk() -> Tensor:
+        keys = [s.flatten().abs() for s in scores]
+        if excluding:
+            for key, positions in zip(keys, excluded, strict=True):
+                key[positions] = -1
+        return torch.cat(keys).topk(k).indices
+
+    compiled = torch.compile(lambda: torch.cat([s.flatten().abs() for s in scores]).topk(k).indices)
+    ours = torch.ops.sfa.select_topk
+    candidates = {"ours": lambda: ours(scores, excluded, k), "abs().topk of all": topk}
+    return candidates if excluding else {**candidates, "torch.compile": compiled}
+
+
+def _masked_adamw(p: Tensor, g: Tensor, mask: Tensor, m: Tensor, v: Tensor, step_size: float, root: float) -> None:
+    g = g * mask
+    m.lerp_(g, 1 - BETA1)
+    v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
+    p.mul_(1 - LR * DECAY).sub_(step_size * m / (v.sqrt() / root + EPS))
+
+
+def _adamw(gathered: bool) -> Candidates:
+    weights, grads = _randn(), [g * 1e-3 for g in _randn()]
+    index = _drawn(weights)
+    rounds = [torch.zeros(len(i), dtype=torch.int16) for i in index]
+    moments = [[torch.zeros(len(i)) for i in index] for _ in range(2)]
+    ages = torch.tensor([0])
+    given = [g.flatten()[i] for g, i in zip(grads, index, strict=True)] if gathered else grads
+    parameters = [torch.nn.Parameter(w.clone()) for w in weights]
+    optimizer = torch.optim.AdamW(parameters, LR, (BETA1, BETA2), EPS, DECAY, fused=True)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad.clone()
+    as_bool = [
+        torch.zeros(w.numel(), dtype=torch.bool).index_fill_(0, i, True) for w, i in zip(weights, index, strict=True)
+    ]
+    masks = {"bool": [m.view(w.shape) for m, w in zip(as_bool, weights, strict=True)]}
+    masks["float"] = [m.float() for m in masks["bool"]]
+
+    def ours() -> None:
+        torch.ops.sfa.sparse_adamw_(weights, given, index, rounds, *moments, [], ages, LR, BETA1, BETA2, EPS, DECAY)
+
+    def masked(kind: str) -> Callable[[], None]:
+        def step() -> None:
+            for parameter, mask in zip(parameters, masks[kind], strict=True):
+                parameter.grad.mul_(mask)
+            optimizer.step()
+
+        return step
+
+    fused = torch.compile(_masked_adamw, dynamic=True)
+
+    def compiled() -> None:
+        for p, mask in zip(parameters, masks["float"], strict=True):
+            state = optimizer.state[p]
+            flat = (t.detach().view(-1) for t in (p, p.grad, mask, state["exp_avg"], state["exp_avg_sq"]))
+            fused(*flat, LR, 1.0)
+
+    return {
+        "ours": ours,
+        "bool mask + fused AdamW": masked("bool"),
+        "float mask + fused AdamW": masked("float"),
+        "torch.compile": compiled,
+    }
+
+
+def _swap() -> Candidates:
+    weights = _randn()
+    index = _drawn(weights)
+    values = [torch.randn(len(i)) for i in index]
+
+    def exchange(flat: Tensor, positions: Tensor, value: Tensor) -> None:
+        kept = flat[positions]
+        flat[positions] = value
+        value.copy_(kept)
+
+    def each(call: Callable[[Tensor, Tensor, Tensor], object], flat: bool) -> Callable[[], None]:
+        def run() -> None:
+            for weight, positions, value in zip(weights, index, values, strict=True):
+                call(weight.view(-1) if flat else weight, positions, value)
+
+        return run
+
+    return {
+        "ours": each(torch.ops.sfa.swap_values_, False),
+        "eager": each(exchange, True),
+        "torch.compile": each(torch.compile(exchange, dynamic=True), True),
+    }
+
+
+_TOPK = ("ours", "abs().topk of all")
+_ADAMW = ("ours", "bool mask + fused AdamW", "float mask + fused AdamW", "torch.compile")
+_PLAIN = ("ours", "eager", "torch.compile")
+CASES = (
+    Case("accumulate_scores_", "gradient, float32", _PLAIN, lambda: _accumulate(torch.float32, "gradient")),
+    Case("accumulate_scores_", "squared, bfloat16", _PLAIN, lambda: _accumulate(torch.bfloat16, "squared")),
+    Case("accumulate_scores_", "gradient, float16", _PLAIN, lambda: _accumulate(torch.float16, "gradient")),
+    Case("select_topk", "10 %, first round", (*_TOPK, "torch.compile"), lambda: _select(False)),
+    Case("select_topk", "10 %, another 10 % excluded", _TOPK, lambda: _select(True)),
+    Case("sparse_adamw_", "10 %, dense gradients", _ADAMW, lambda: _adamw(False)),
+    Case("sparse_adamw_", "10 %, gathered gradients", _ADAMW, lambda: _adamw(True)),
+    Case("swap_values_", "10 %", _PLAIN, _swap),
+)

@@ -1,0 +1,60 @@
+"""Times the selection operators against what one would write in their place, and writes the table.
+
+    python -m benchmarks.selection_table [--turns 15]
+
+The table goes to benchmarks/results/<processor>-selection.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+
+import torch
+
+from sfa_ext.files import write_text
+
+from .selection_cases import CASES, swinv2_base_shapes
+from .timing import RESULTS, cpu_name, in_turns, milliseconds, peak_bytes, ratio, setting, slug, table
+
+TEXT = """# The selection operators on {cpu}
+
+{setting} The {tensors} weights that SFA selects from in SwinV2-Base, {millions:.1f} M numbers; selections are uniformly
+random. Milliseconds are the median of {turns} turns with the fastest in brackets; candidates take turns. "Ratio" is how
+many times as long as ours a candidate took: the median over turns, in brackets the middle half. "MiB" is memory beyond
+what was there before the call, results included. Written by `python -m benchmarks.selection_table`.
+
+{table}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=15, help="how often each candidate is timed")
+    turns = parser.parse_args().turns
+    torch.manual_seed(0)
+    rows = []
+    for case in CASES:
+        candidates = case.build()
+        seconds = in_turns(candidates, turns)
+        for name, call in candidates.items():
+            peak = peak_bytes(call)
+            times = ratio(seconds[name], seconds["ours"]) if name != "ours" else ""
+            memory = "" if peak is None else f"{peak / 2**20:.0f}"
+            first = [f"`{case.op}`", case.setting] if name == "ours" else ["", ""]
+            rows.append([*first, name, milliseconds(seconds[name]), times, memory])
+            print(*rows[-1], sep="  ", flush=True)
+        del candidates, call
+        gc.collect()
+    report = table(["operator", "setting", "candidate", "ms", "ratio", "MiB"], rows)
+    sizes = [a * b for a, b in swinv2_base_shapes()]
+    text = TEXT.format(
+        cpu=cpu_name(), setting=setting(), tensors=len(sizes), millions=sum(sizes) / 1e6, turns=turns, table=report
+    )
+    path = RESULTS / f"{slug(cpu_name())}-selection.md"
+    write_text(path, text)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""How benchmarks time and report: candidates in turns, medians, and one table per command."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def in_turns(candidates: Mapping[str, Callable[[], object]], turns: int = 15) -> dict[str, list[float]]:
+    """Seconds that each call took, by name. All are called once in every turn, so that what disturbs the machine
+    disturbs them alike; the first turn warms up and is not reported."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(turns + 1):
+            for name, call in candidates.items():
+                start = time.perf_counter()
+                call()
+                if turn:
+                    seconds[name].append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    return seconds
+
+
+def milliseconds(seconds: list[float]) -> str:
+    """The median and, in brackets, the lowest."""
+    return f"{statistics.median(seconds) * 1e3:.1f} ({min(seconds) * 1e3:.1f})"
+
+
+def ratio(baseline: list[float], ours: list[float]) -> str:
+    """How many times as long the baseline took as ours: the median over turns, and the middle half of the turns."""
+    ratios = [b / o for b, o in zip(baseline, ours, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+
+
+def peak_bytes(call: Callable[[], object]) -> int | None:
+    """Memory that the process needs at most during the call beyond what it had before; None where Linux hides it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # hands back what earlier calls freed, or this one would use it unseen
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest use so far
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return int(found[1]) * 1024 if found else 0
+
+
+def cpu_name() -> str:
+    """The processor as it names itself, such as "AMD EPYC"."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine()
+
+
+def slug(name: str) -> str:
+    """A name fit for a file: "AMD EPYC" becomes "amd-epyc"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def setting() -> str:
+    """The line under a table that says where its numbers come from."""
+    isa = torch.ops.sfa.cpu_isa()
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, kernels for {isa}, torch {torch.__version__}."
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
