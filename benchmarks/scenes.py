@@ -2,9 +2,9 @@
 
     python -m benchmarks.scenes [--out runs/scenes] [--seeds 0 1 2] [--jobs 2]
 
-Every method gets the same number of learning-rate trials, on the validation split with a seed of their own; the table
-is of the test split, with paired seeds (head, data order and augmentation are shared). Runs that are done are kept, so
-the command can be stopped and started again.
+Every method gets the same number of learning-rate trials (--rates), on the validation split with a seed of their own;
+with a single rate there is nothing to try. The table is of the test split, with paired seeds (head, data order and
+augmentation are shared). Runs that are done are kept, so the command can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ METHODS = {
     "full": ["method.name=full"],
     "full from scratch": ["method.name=full", "backbone.pretrained=false"],
 }
-RATES = (5e-4, 1e-3, 2e-3)
 TRIAL_SEED = 1000
 
 
@@ -59,20 +58,28 @@ def in_parallel(jobs: int, work: Iterator[tuple]) -> None:
             future.result()
 
 
-def best_rates(out: Path) -> dict[str, float]:
+def best_rates(out: Path, rates: Sequence[float]) -> dict[str, float]:
     """The rate with the best validation mIoU of each method's trials."""
+    if len(rates) == 1:
+        return dict.fromkeys(METHODS, rates[0])
 
     def score(method: str, rate: float) -> float:
         return task_meta(folder_of(out, method, rate, TRIAL_SEED))["results"]["val"]["miou"]
 
-    return {m: max(RATES, key=lambda rate: score(m, rate)) for m in METHODS}
+    return {m: max(rates, key=lambda rate: score(m, rate)) for m in METHODS}
 
 
-def write(out: Path, rates: dict[str, float], seeds: Sequence[int]) -> Path:
+def write(out: Path, rates: dict[str, float], seeds: Sequence[int], tried: Sequence[float]) -> Path:
     runs = {m: [folder_of(out, m, rate, seed) for seed in seeds] for m, rate in rates.items()}
     groups = {m: [compare.read(run) for run in found] for m, found in runs.items()}
     optim = task_meta(runs["frozen"][0])["recipe"]["optim"]
-    tuned = ", ".join(f"{m} {rate:g}" for m, rate in rates.items())
+    tuned = f"The learning rate is {tried[0]:g} for every method; none was tuned."
+    if len(tried) > 1:
+        best = ", ".join(f"{m} {rate:g}" for m, rate in rates.items())
+        tuned = (
+            f"Learning rates were chosen among {', '.join(f'{r:g}' for r in tried)} on the validation split with one "
+            f"seed that the table does not use: {best} (frozen: of its head)."
+        )
     text = [
         "# Segmentation of the embedded scenes",
         "",
@@ -81,8 +88,7 @@ def write(out: Path, rates: dict[str, float], seeds: Sequence[int]) -> Path:
         "",
         *compare.table(groups),
         "",
-        f"Learning rates were chosen among {', '.join(f'{r:g}' for r in RATES)} on the validation split with one seed "
-        f"that the table does not use: {tuned} (frozen: of its head; the head's is {optim['head_lr']:g} elsewhere).",
+        f"{tuned} The head's is {optim['head_lr']:g}.",
         "Seconds are of training alone, one thread a run, two runs at a time.",
         "",
         "![mIoU against the share of trainable weights](scenes-trade-off.png)",
@@ -98,15 +104,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3], help="learning rates to try")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     options, rest = parser.parse_known_args()
     extra = [*options.overrides, *rest]
-    in_parallel(options.jobs, ((options.out, m, rate, TRIAL_SEED, extra) for rate in RATES for m in METHODS))
-    rates = best_rates(options.out)
+    if len(options.rates) > 1:
+        trials = ((options.out, m, rate, TRIAL_SEED, extra) for rate in options.rates for m in METHODS)
+        in_parallel(options.jobs, trials)
+    rates = best_rates(options.out, options.rates)
     print("learning rates:", rates, flush=True)
     in_parallel(options.jobs, ((options.out, m, rates[m], seed, extra) for seed in options.seeds for m in METHODS))
-    print(write(options.out, rates, options.seeds))
+    print(write(options.out, rates, options.seeds, options.rates))
 
 
 if __name__ == "__main__":
