@@ -28,9 +28,8 @@ struct Parts {
 // out [n], of the kernels' type, becomes the sum of parts acc [count, stride].
 void sum_parts(const AdapterKernels& k, const void* parts, int64_t count, int64_t stride, const Tensor& out) {
   void* to = out.mutable_data_ptr();
-  torch::stable::parallel_for(0, out.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
-    k.finish(parts, count, stride, begin, end, to);
-  });
+  torch::stable::parallel_for(0, out.numel(), 1 << 15,
+                              [&](int64_t begin, int64_t end) { k.finish(parts, count, stride, begin, end, to); });
 }
 
 // out = a^T b for a [N, I], b [N, J]
@@ -51,7 +50,11 @@ void outer(const AdapterKernels& k, const void* a, const void* b, int64_t rows, 
     for (int64_t task = first; task < last; ++task) {
       const int64_t part = task / (blocks_i * blocks_j);
       const int64_t i = task / blocks_j % blocks_i * k.outer_rows, j = task % blocks_j * columns;
-      const AdapterOuter args{a, n_i, b, n_j, static_cast<char*>(sums.data()) + part * part_bytes,
+      const AdapterOuter args{a,
+                              n_i,
+                              b,
+                              n_j,
+                              static_cast<char*>(sums.data()) + part * part_bytes,
                               parts.count == 1 ? out.mutable_data_ptr() : nullptr};
       k.outer(args, parts.begin(part), parts.begin(part + 1), i, std::min(i + k.outer_rows, n_i), j,
               std::min(j + columns, n_j), scratch.data());
@@ -178,7 +181,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
 
   const int64_t tiles = (rows + k.tile_rows - 1) / k.tile_rows;
   const Tensor x_rows = contiguous(x), grad_rows = contiguous(grad_out);
-  const Buffer up = pack_transposed(k, w_up), bias_up = widened(k, b_up, width), weight = widened(k, norm_weight, width);
+  const Buffer up = pack_transposed(k, w_up), bias_up = widened(k, b_up, width),
+               weight = widened(k, norm_weight, width);
   const Buffer grad_sum(rows * width * k.number_bytes);
   const Buffer parts = wants_norm ? Buffer(tiles * 2 * width * k.acc_bytes) : Buffer();
   AdapterBackward args{};

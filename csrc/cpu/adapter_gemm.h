@@ -35,9 +35,8 @@ struct Product<Bf16> {
   using Word = uint32_t;
   static constexpr int kPerWord = 2;
   static SFA_INLINE Vec<float> step(Vec<float> acc, uint32_t a, Vec<uint32_t> b) {
-    return bit_cast<Vec<float>>(_mm512_dpbf16_ps(bit_cast<__m512>(acc),
-                                                 bit_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))),
-                                                 bit_cast<__m512bh>(b)));
+    return bit_cast<Vec<float>>(_mm512_dpbf16_ps(
+        bit_cast<__m512>(acc), bit_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))), bit_cast<__m512bh>(b)));
   }
 };
 #endif

@@ -23,17 +23,17 @@ struct AdapterForward {
 
 struct AdapterBackward {
   int64_t width, hidden;
-  const void* x;           // T [rows, D]
-  const void* grad_out;    // T [rows, D], with the norm T or float
-  const void* down;        // packed w_down^T
-  const void* bias_down;   // acc [d], padded
-  const void* up_plain;    // packed w_up
-  const void* down_plain;  // packed w_down
-  void* activation;        // T [rows, d], relu(x w_down^T + b_down); null if not wanted
-  void* grad_hidden;       // T [rows, d], the gradient in front of the relu; null if not wanted
-  void* grad_x;            // T [rows, D]; null if not wanted
-  const void* up;          // packed w_up^T; from here on for the norm only
-  const void* bias_up;     // acc [D], padded
+  const void* x;            // T [rows, D]
+  const void* grad_out;     // T [rows, D], with the norm T or float
+  const void* down;         // packed w_down^T
+  const void* bias_down;    // acc [d], padded
+  const void* up_plain;     // packed w_up
+  const void* down_plain;   // packed w_down
+  void* activation;         // T [rows, d], relu(x w_down^T + b_down); null if not wanted
+  void* grad_hidden;        // T [rows, d], the gradient in front of the relu; null if not wanted
+  void* grad_x;             // T [rows, D]; null if not wanted
+  const void* up;           // packed w_up^T; from here on for the norm only
+  const void* bias_up;      // acc [D], padded
   const void* norm_weight;  // acc [D], padded
   double eps;
   void* grad_sum;    // T [rows, D], the gradient of the adapter's result
@@ -68,8 +68,8 @@ struct AdapterKernels {
   Forward *forward, *forward_norm, *forward_norm_float;
   Backward *backward, *backward_norm, *backward_norm_float;
   int64_t (*outer_scratch)();
-  void (*outer)(const AdapterOuter& args, int64_t begin, int64_t end, int64_t i, int64_t i_end, int64_t j, int64_t j_end,
-                void* scratch);
+  void (*outer)(const AdapterOuter& args, int64_t begin, int64_t end, int64_t i, int64_t i_end, int64_t j,
+                int64_t j_end, void* scratch);
 
   // v [rows, n] to acc [n]
   void (*column_sums)(const void* v, int64_t rows, int64_t n, void* out);

@@ -75,7 +75,8 @@ SFA_INLINE void norm_row_backward(const Acc* row, const R* grad_out, const Adapt
     store_count(to_weight, first ? g * normed : load_count(to_weight, lanes) + g * normed, lanes);
     store_count(to_bias, first ? g : load_count(to_bias, lanes) + g, lanes);
   });
-  const Acc mean = sum_of_lanes<Acc>(sum) / static_cast<Acc>(n), slope = sum_of_lanes<Acc>(product) / static_cast<Acc>(n);
+  const Acc mean = sum_of_lanes<Acc>(sum) / static_cast<Acc>(n),
+            slope = sum_of_lanes<Acc>(product) / static_cast<Acc>(n);
   for_lanes<Acc>(n, [&](int64_t c, auto lanes) SFA_INLINE_LAMBDA {
     const Vec<Acc> gw = load_count(grad_out + c, lanes) * load(weight + c);
     const Vec<Acc> normed = (load_count(row + c, lanes) - m.mean) * m.scale;

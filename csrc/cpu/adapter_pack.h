@@ -87,8 +87,8 @@ void pack_transposed(const T* w, int64_t n, int64_t k, int64_t first, int64_t la
   }
 }
 
-// w is [k, n] with rows `stride` apart; word i of columns [c, c + kWidth) goes to out + c / kWidth * group + i * kWidth.
-// Rows are read front to back. Whole vectors are stored, so groups have room for one more vector.
+// w is [k, n] with rows `stride` apart; word i of columns [c, c + kWidth) goes to out + c / kWidth * group + i *
+// kWidth. Rows are read front to back. Whole vectors are stored, so groups have room for one more vector.
 template <class T, int64_t kWidth>
 SFA_INLINE void pack_groups(const T* w, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out,
                             int64_t group) {

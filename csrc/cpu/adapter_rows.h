@@ -19,12 +19,12 @@ struct Block {
   using Elem = typename Product<T>::Elem;
   using Word = typename Product<T>::Word;
 
-  int64_t width, d;           // D, d
-  int64_t step;               // rows of a block
-  int64_t row, rows, next;    // first row, rows here, rows of the block that follows
-  Word* staged;               // [step, D] where the numbers are not stored as words
-  Elem *hidden, *grad_hidden; // [step, padded d]
-  Acc* sums;                  // [step, padded D]
+  int64_t width, d;            // D, d
+  int64_t step;                // rows of a block
+  int64_t row, rows, next;     // first row, rows here, rows of the block that follows
+  Word* staged;                // [step, D] where the numbers are not stored as words
+  Elem *hidden, *grad_hidden;  // [step, padded d]
+  Acc* sums;                   // [step, padded D]
 
   static int64_t most_rows(int64_t width) {
     const int64_t tiles = kBlockBytes / (kTileRows * (width + 1) * static_cast<int64_t>(sizeof(Elem)));
@@ -35,7 +35,8 @@ struct Block {
                                                    2 * padded<T>(d) * sizeof(Elem) + padded<T>(width) * sizeof(Acc));
   }
 
-  Block(int64_t width, int64_t d, void* scratch) : width(width), d(d), step(most_rows(width)), row(0), rows(0), next(0) {
+  Block(int64_t width, int64_t d, void* scratch)
+      : width(width), d(d), step(most_rows(width)), row(0), rows(0), next(0) {
     staged = static_cast<Word*>(scratch);
     hidden = reinterpret_cast<Elem*>(staged + step * staged_step<T>(width));
     grad_hidden = hidden + step * padded<T>(d);
@@ -73,14 +74,14 @@ __attribute__((noinline)) void to_hidden(const Block<T>& b, const T* x, const vo
   clear_edge<T>(b.hidden, b.rows, b.d);
 }
 
-// out = hidden w^T (+ bias) + x, where w is packed [D] columns deep d; for w_up of the forward and w_down of the backward
+// out = hidden w^T (+ bias) + x, where w is packed [D] columns deep d; for w_up of the forward and w_down of the
+// backward
 template <class T, bool kBias>
 __attribute__((noinline)) void from_hidden(const Block<T>& b, const typename Product<T>::Elem* hidden, const void* w,
                                            const void* bias, const T* x, T* out) {
   using V = Vec<typename Product<T>::Acc>;
-  const auto ahead = [&](int64_t r, int64_t c, int count) SFA_INLINE_LAMBDA {
-    prefetch_tile(out + r * b.width + c, b.width, count);
-  };
+  const auto ahead = [&](int64_t r, int64_t c, int count)
+                         SFA_INLINE_LAMBDA { prefetch_tile(out + r * b.width + c, b.width, count); };
   product<T, kBias>(Operand<T>(hidden, padded<T>(b.d)), b.rows, w, b.d, b.width, bias, ahead,
                     [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
                       const int64_t at = r * b.width + c;
@@ -178,9 +179,8 @@ void backward_norm(const AdapterBackward& p, int64_t begin, int64_t end, void* s
     to_hidden<T>(b, x, p.down, p.bias_down, activation_rows<T>(p, b.row));
     to_sums<T>(b, p.up, p.bias_up, x);
     for (int64_t r = 0; r < b.rows; ++r) {
-      Acc* parts = p.norm_parts == nullptr
-                       ? nullptr
-                       : static_cast<Acc*>(p.norm_parts) + (b.row + r) / kTileRows * 2 * p.width;
+      Acc* parts =
+          p.norm_parts == nullptr ? nullptr : static_cast<Acc*>(p.norm_parts) + (b.row + r) / kTileRows * 2 * p.width;
       norm_row_backward(b.sums + r * padded<T>(p.width), static_cast<const R*>(p.grad_out) + (b.row + r) * p.width, p,
                         grad + r * p.width, parts, (b.row + r) % kTileRows == 0);
     }

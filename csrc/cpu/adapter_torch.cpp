@@ -64,10 +64,14 @@ Tensor torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor&
   return to(add(residual, normed), residual.scalar_type());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
-    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
-    const Tensor& w_up, const std::vector<bool>& output_mask) {
-  const auto rows = [](const Tensor& t, int64_t width) { return torch::stable::reshape(t, {width == 0 ? 0 : t.numel() / width, width}); };
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(const Tensor& grad_out, const Tensor& x,
+                                                                          const Tensor& w_down,
+                                                                          const std::optional<Tensor>& b_down,
+                                                                          const Tensor& w_up,
+                                                                          const std::vector<bool>& output_mask) {
+  const auto rows = [](const Tensor& t, int64_t width) {
+    return torch::stable::reshape(t, {width == 0 ? 0 : t.numel() / width, width});
+  };
   const Tensor g = rows(grad_out, w_down.size(1)), x_rows = rows(x, w_down.size(1));
   const Tensor zero = torch::stable::new_zeros(x, {1});
   const auto nothing = [&] { return torch::stable::new_empty(x, {0}); };
@@ -81,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
   };
   const auto contiguous = [](const Tensor& t) { return torch::stable::contiguous(t); };
   return {
-      output_mask[0] ? torch::stable::reshape(add(g, torch::stable::matmul(grad_hidden, w_down)), x.sizes()) : nothing(),
+      output_mask[0] ? torch::stable::reshape(add(g, torch::stable::matmul(grad_hidden, w_down)), x.sizes())
+                     : nothing(),
       output_mask[1] ? contiguous(torch::stable::matmul(transposed(grad_hidden), x_rows)) : nothing(),
       output_mask[2] ? column_sums(grad_hidden) : nothing(),
       output_mask[3] ? contiguous(torch::stable::matmul(transposed(g), h)) : nothing(),
@@ -93,8 +98,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
     const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
     const std::vector<bool>& output_mask) {
-  const bool wide = norm_weight.scalar_type() == ScalarType::Float || grad_out.scalar_type() == ScalarType::Float;
-  const ScalarType dtype = wide ? ScalarType::Float : x.scalar_type();
+  // Torch sums the gradients of the norm's weights in their own type, which half types are too short for.
+  const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const std::array<int64_t, 1> shape{norm_weight.size(0)};
   const std::array<bool, 3> all{true, true, true};
   const IntHeaderOnlyArrayRef width(shape);
@@ -102,15 +107,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter
   // The bias moves neither the moments nor a gradient; torch only looks at its presence.
   const std::optional<Tensor> weight(to(norm_weight, dtype));
   const auto normed = call_all<3>("aten::native_layer_norm", "", y, width, weight, weight, eps);
-  const auto grads = call_all<3>("aten::native_layer_norm_backward", "", to(torch::stable::contiguous(grad_out), dtype),
-                                 y, width, normed[1], normed[2], weight, weight,
-                                 torch::headeronly::HeaderOnlyArrayRef<bool>(all));
+  const auto grads =
+      call_all<3>("aten::native_layer_norm_backward", "", to(torch::stable::contiguous(grad_out), dtype), y, width,
+                  normed[1], normed[2], weight, weight, torch::headeronly::HeaderOnlyArrayRef<bool>(all));
   const auto [grad_x, grad_down, grad_b_down, grad_up, grad_b_up] =
       torch_adapter_backward(to(grads[0], x.scalar_type()), x, w_down, b_down, w_up, output_mask);
   const auto norm_gradient = [&](bool wanted, const Tensor& grad) {
     return wanted ? to(grad, norm_weight.scalar_type()) : torch::stable::new_empty(norm_weight, {0});
   };
-  return {grad_x, grad_down, grad_b_down, grad_up, grad_b_up, norm_gradient(output_mask[5], grads[1]),
+  return {grad_x,
+          grad_down,
+          grad_b_down,
+          grad_up,
+          grad_b_up,
+          norm_gradient(output_mask[5], grads[1]),
           norm_gradient(output_mask[6], grads[2])};
 }
 

@@ -1,5 +1,5 @@
 // The adapter as a chain of torch's own operators, for processors whose matrix units torch can use and our kernels
-// cannot.
+// cannot. Whether results depend on the number of threads is then up to torch.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -22,9 +22,11 @@ Tensor torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor&
                           const std::optional<Tensor>& b_down, const Tensor& w_up, const std::optional<Tensor>& b_up,
                           const Tensor& norm_weight, const Tensor& norm_bias, double eps);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
-    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
-    const Tensor& w_up, const std::vector<bool>& output_mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(const Tensor& grad_out, const Tensor& x,
+                                                                          const Tensor& w_down,
+                                                                          const std::optional<Tensor>& b_down,
+                                                                          const Tensor& w_up,
+                                                                          const std::vector<bool>& output_mask);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_norm_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
