@@ -38,7 +38,13 @@ class Log:
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self._bar = tqdm(
-            total=steps, initial=step, disable=quiet or None, desc=title, file=sys.stderr, dynamic_ncols=True, unit="step"
+            total=steps,
+            initial=step,
+            disable=quiet or None,
+            desc=title,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            unit="step",
         )
         self._shown: dict[str, str] = {}
 
