@@ -130,8 +130,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     missing = [name for name, version in packages.items() if version is None]
     if missing:
         advice.append(
-            f"training and the sfa commands need {', '.join(missing)}: pip install 'sfa_ext[vision]', "
-            "or pip install '.[vision]' in a source tree"
+            f"training and the sfa commands need {', '.join(missing)}: run pip install '.[vision]' in the source folder"
         )
     elif not packages:
         advice.append("sfa_ext is not installed, it runs from a source tree: pip install -e '.[vision]'")

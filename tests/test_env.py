@@ -66,7 +66,7 @@ print(env.render(env.environment()))
 """
     text = in_new_process(code).stdout
     assert re.search(r"^timm +not installed$", text, re.M)
-    assert re.search(r"^To do: .*need timm: pip install .*\[vision\]", text, re.M)
+    assert re.search(r"^To do: .*need timm: run pip install .*\[vision\]", text, re.M)
 
 
 def test_a_forced_instruction_set_is_used_and_shown() -> None:
