@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -113,9 +114,14 @@ class Step {
   }
 
  private:
+  // Compares four rounds at a time with the first.
   bool of_one_round(int64_t first) const {
-    int different = 0;
-    for (int64_t i = 1; i < kBlock; ++i) different |= round_[first + i] ^ round_[first];
+    constexpr int64_t kWord = sizeof(uint64_t) / sizeof(int16_t);
+    uint64_t words[kBlock / kWord];
+    std::memcpy(words, round_ + first, sizeof(words));
+    const uint64_t same = static_cast<uint16_t>(round_[first]) * 0x0001000100010001u;
+    uint64_t different = 0;
+    for (uint64_t word : words) different |= word ^ same;
     return different == 0;
   }
 
@@ -220,9 +226,12 @@ void check_rounds(const std::vector<Entries>& all, const Chunks& chunks, const i
   std::atomic<bool> good{true};
   for_each_chunk(chunks, [&](int64_t, const Chunk& c) {
     const int16_t* round = all[c.list].round;
-    uint16_t largest = 0;  // a negative round becomes a large one
-    for (int64_t i = c.begin; i < c.end; ++i) largest = std::max(largest, static_cast<uint16_t>(round[i]));
-    bool fine = largest < n_ages;
+    int16_t smallest = 0, largest = 0;
+    for (int64_t i = c.begin; i < c.end; ++i) {
+      smallest = std::min(smallest, round[i]);
+      largest = std::max(largest, round[i]);
+    }
+    bool fine = smallest == 0 && largest < n_ages;
     if (fine && !every) fine = std::all_of(round + c.begin, round + c.end, [&](int16_t r) { return selected[r] != 0; });
     if (!fine) good = false;
   });
