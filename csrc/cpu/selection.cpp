@@ -91,12 +91,13 @@ class TopK {
     share_chunks(chunks_.size(), [&](const auto& next) {
       std::vector<U> buffer;
       std::vector<int64_t> positions(kChunk + 1);
+      std::vector<uint8_t> marks(kChunk);
       for (int64_t i = next(); i >= 0; i = next()) {
         const Tally& t = tallies_[i];
         if (t.above + t.ties == 0) continue;
         const Run<U> run = load(i, buffer);
         int64_t n = collect(run.scores, run.size(), threshold_, run.chunk.begin, positions.data());
-        if (n > t.above + t.ties) n = remove_untaken(run, t.ties, positions.data(), n);
+        if (n > t.above + t.ties) n = remove_untaken(run, t.ties, positions.data(), n, marks.data());
         std::copy_n(positions.data(), n, results[run.chunk.list] + t.offset);
       }
     });
@@ -145,7 +146,7 @@ class TopK {
         }
         for (const int64_t* p = run.excluded_begin; p != run.excluded_end; ++p) {
           const U rest = run.key(*p) - threshold_;
-          if (rest < width) --bins[(rest >> shift) % kBins];
+          bins[(rest >> shift) % kBins] -= rest < width;
         }
         if (++counted % kFlush == 0) flush();
       }
@@ -170,16 +171,21 @@ class TopK {
     });
   }
 
-  // Of n positions at or above the threshold keeps those that are not excluded, and only the first ties.
-  int64_t remove_untaken(const Run<U>& run, int64_t ties, int64_t* positions, int64_t n) const {
-    const int64_t* excluded = run.excluded_begin;
+  // Of n positions at or above the threshold keeps those that are not excluded, and only the first ties. No branch
+  // depends on a position: it could not be predicted. `marks` has a zero for each score of a chunk.
+  int64_t remove_untaken(const Run<U>& run, int64_t ties, int64_t* positions, int64_t n, uint8_t* marks) const {
+    for (const int64_t* p = run.excluded_begin; p != run.excluded_end; ++p) marks[*p - run.chunk.begin] = 1;
     int64_t kept = 0;
     for (int64_t i = 0; i < n; ++i) {
-      while (excluded != run.excluded_end && *excluded < positions[i]) ++excluded;
-      if (excluded != run.excluded_end && *excluded == positions[i]) continue;
-      if (run.key(positions[i]) == threshold_ && ties-- <= 0) continue;
-      positions[kept++] = positions[i];
+      const int64_t position = positions[i];
+      const bool eligible = marks[position - run.chunk.begin] == 0;
+      const bool tie = run.key(position) == threshold_;
+      const bool taken = eligible & (!tie | (ties > 0));
+      ties -= taken & tie;
+      positions[kept] = position;
+      kept += taken;
     }
+    for (const int64_t* p = run.excluded_begin; p != run.excluded_end; ++p) marks[*p - run.chunk.begin] = 0;
     return kept;
   }
 
