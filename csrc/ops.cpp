@@ -5,15 +5,19 @@
 
 STABLE_TORCH_LIBRARY(sfa, m) {
   m.def("fused_adapter(Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, Tensor? b_up) -> Tensor");
+  m.def("fused_adapter_keep(Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, Tensor? b_up) -> (Tensor, Tensor)");
   m.def(
       "fused_adapter_backward(Tensor grad_out, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, "
-      "bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool[5] output_mask, Tensor? hidden=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "fused_adapter_norm(Tensor residual, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, Tensor? b_up, "
       "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor");
   m.def(
+      "fused_adapter_norm_keep(Tensor residual, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, Tensor? b_up, "
+      "Tensor norm_weight, Tensor norm_bias, float eps) -> (Tensor, Tensor)");
+  m.def(
       "fused_adapter_norm_backward(Tensor grad_out, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, "
-      "Tensor? b_up, Tensor norm_weight, float eps, bool[7] output_mask) "
+      "Tensor? b_up, Tensor norm_weight, float eps, bool[7] output_mask, Tensor? hidden=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("accumulate_scores_(Tensor(a!)[] scores, Tensor[] grads, str criterion) -> ()");
   m.def("select_topk(Tensor[] scores, Tensor[] excluded, int k) -> Tensor[]");
@@ -27,8 +31,10 @@ STABLE_TORCH_LIBRARY(sfa, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(sfa, CPU, m) {
   m.impl("fused_adapter", TORCH_BOX(&sfa::cpu::fused_adapter));
+  m.impl("fused_adapter_keep", TORCH_BOX(&sfa::cpu::fused_adapter_keep));
   m.impl("fused_adapter_backward", TORCH_BOX(&sfa::cpu::fused_adapter_backward));
   m.impl("fused_adapter_norm", TORCH_BOX(&sfa::cpu::fused_adapter_norm));
+  m.impl("fused_adapter_norm_keep", TORCH_BOX(&sfa::cpu::fused_adapter_norm_keep));
   m.impl("fused_adapter_norm_backward", TORCH_BOX(&sfa::cpu::fused_adapter_norm_backward));
   m.impl("accumulate_scores_", TORCH_BOX(&sfa::cpu::accumulate_scores_));
   m.impl("select_topk", TORCH_BOX(&sfa::cpu::select_topk));

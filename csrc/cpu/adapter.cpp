@@ -2,6 +2,7 @@
 #include "adapter.h"
 
 #include <cstring>
+#include <vector>
 
 #include "adapter_torch.h"
 #include "common/check.h"
@@ -39,6 +40,13 @@ Buffer pack(const AdapterKernels& k, decltype(AdapterKernels::pack_plain) functi
   torch::stable::parallel_for(0, (n + k.panel - 1) / k.panel, kNumbers / (k.panel * depth + 1) + 1,
                               [&](int64_t begin, int64_t end) { function(from, n, depth, begin, end, packed.data()); });
   return packed;
+}
+
+// Hidden numbers to be kept for the backward: [..., d]
+Tensor new_hidden(const Tensor& x, int64_t hidden) {
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = hidden;
+  return torch::stable::new_empty(x, shape);
 }
 
 void run(AdapterForward args, const AdapterSizes& sizes, const AdapterKernels& k, AdapterKernels::Forward* kernel,
@@ -118,13 +126,11 @@ Buffer widened(const AdapterKernels& k, const std::optional<Tensor>& v, int64_t 
   return out;
 }
 
-Tensor fused_adapter(const Tensor& x,                      // [..., D]
-                     const Tensor& w_down,                 // [d, D]
-                     const std::optional<Tensor>& b_down,  // [d]
-                     const Tensor& w_up,                   // [D, d]
-                     const std::optional<Tensor>& b_up) {  // [D]
-  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
-  if (leave_to_torch(x.scalar_type())) return torch_adapter(x, w_down, b_down, w_up, b_up);
+namespace {
+
+// `activation` is where hidden numbers to be kept go, if any.
+Tensor forward(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
+               const std::optional<Tensor>& b_up, const AdapterSizes& sizes, void* activation) {
   Tensor out = torch::stable::new_empty(x, x.sizes());
   if (sizes.rows == 0) return out;
   const AdapterKernels& k = adapter_kernels(x.scalar_type());
@@ -132,25 +138,14 @@ Tensor fused_adapter(const Tensor& x,                      // [..., D]
   AdapterForward args{};
   args.x = rows.const_data_ptr();
   args.out = out.mutable_data_ptr();
+  args.activation = activation;
   run(args, sizes, k, k.forward, w_down, b_down, w_up, b_up);
   return out;
 }
 
-Tensor fused_adapter_norm(const Tensor& residual,  // [..., D], float32 where the rest is of a half type, or like it
-                          const Tensor& x,         // [..., D]
-                          const Tensor& w_down,    // [d, D]
-                          const std::optional<Tensor>& b_down,  // [d]
-                          const Tensor& w_up,                   // [D, d]
-                          const std::optional<Tensor>& b_up,    // [D]
-                          const Tensor& norm_weight,            // [D], float32 or like x
-                          const Tensor& norm_bias,              // [D], float32 or like x
-                          double eps) {
-  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
-  check_like_x(residual, "residual", x);
-  check_norm(norm_weight, "norm_weight", x);
-  check_norm(norm_bias, "norm_bias", x);
-  if (leave_to_torch(x.scalar_type()))
-    return torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
+Tensor forward_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+                    const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight,
+                    const Tensor& norm_bias, double eps, const AdapterSizes& sizes, void* activation) {
   Tensor out = torch::stable::new_empty(residual, residual.sizes());
   if (sizes.rows == 0) return out;
   const AdapterKernels& k = adapter_kernels(x.scalar_type());
@@ -163,9 +158,69 @@ Tensor fused_adapter_norm(const Tensor& residual,  // [..., D], float32 where th
   args.norm_bias = bias.data();
   args.eps = eps;
   args.out = out.mutable_data_ptr();
+  args.activation = activation;
   auto* kernel = residual.scalar_type() == x.scalar_type() ? k.forward_norm : k.forward_norm_float;
   run(args, sizes, k, kernel, w_down, b_down, w_up, b_up);
   return out;
+}
+
+AdapterSizes check_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                                const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                const std::optional<Tensor>& b_up, const Tensor& norm_weight, const Tensor& norm_bias) {
+  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
+  check_like_x(residual, "residual", x);
+  check_norm(norm_weight, "norm_weight", x);
+  check_norm(norm_bias, "norm_bias", x);
+  return sizes;
+}
+
+}  // namespace
+
+Tensor fused_adapter(const Tensor& x,                      // [..., D]
+                     const Tensor& w_down,                 // [d, D]
+                     const std::optional<Tensor>& b_down,  // [d]
+                     const Tensor& w_up,                   // [D, d]
+                     const std::optional<Tensor>& b_up) {  // [D]
+  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
+  if (leave_to_torch(x.scalar_type())) return std::get<0>(torch_adapter(x, w_down, b_down, w_up, b_up));
+  return forward(x, w_down, b_down, w_up, b_up, sizes, nullptr);
+}
+
+std::tuple<Tensor, Tensor> fused_adapter_keep(const Tensor& x, const Tensor& w_down,
+                                              const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                              const std::optional<Tensor>& b_up) {
+  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
+  if (leave_to_torch(x.scalar_type())) return torch_adapter(x, w_down, b_down, w_up, b_up);
+  const Tensor hidden = new_hidden(x, sizes.hidden);
+  return {forward(x, w_down, b_down, w_up, b_up, sizes, hidden.mutable_data_ptr()), hidden};
+}
+
+Tensor fused_adapter_norm(const Tensor& residual,  // [..., D], float32 where the rest is of a half type, or like it
+                          const Tensor& x,         // [..., D]
+                          const Tensor& w_down,    // [d, D]
+                          const std::optional<Tensor>& b_down,  // [d]
+                          const Tensor& w_up,                   // [D, d]
+                          const std::optional<Tensor>& b_up,    // [D]
+                          const Tensor& norm_weight,            // [D], float32 or like x
+                          const Tensor& norm_bias,              // [D], float32 or like x
+                          double eps) {
+  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias);
+  if (leave_to_torch(x.scalar_type()))
+    return std::get<0>(torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps));
+  return forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, sizes, nullptr);
+}
+
+std::tuple<Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                                                   const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                                   const std::optional<Tensor>& b_up, const Tensor& norm_weight,
+                                                   const Tensor& norm_bias, double eps) {
+  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias);
+  if (leave_to_torch(x.scalar_type()))
+    return torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
+  const Tensor hidden = new_hidden(x, sizes.hidden);
+  return {forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, sizes,
+                       hidden.mutable_data_ptr()),
+          hidden};
 }
 
 }  // namespace sfa::cpu

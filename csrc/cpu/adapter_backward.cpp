@@ -95,6 +95,15 @@ struct Gradients {
   }
 };
 
+// The hidden numbers that the forward kept, as rows in memory.
+std::optional<Tensor> kept_rows(const std::optional<Tensor>& hidden, const AdapterSizes& sizes, const Tensor& x) {
+  if (!hidden.has_value()) return std::nullopt;
+  STD_TORCH_CHECK(hidden->numel() == sizes.rows * sizes.hidden && hidden->size(-1) == sizes.hidden,
+                  "hidden must be [..., d] with the rows of x, got ", shape_of(*hidden));
+  STD_TORCH_CHECK(hidden->scalar_type() == x.scalar_type() && hidden->is_cpu(), "hidden must be like x");
+  return contiguous(*hidden);
+}
+
 void zero(std::initializer_list<Tensor> tensors) {
   for (Tensor t : tensors) torch::stable::zero_(t);
 }
@@ -102,14 +111,16 @@ void zero(std::initializer_list<Tensor> tensors) {
 // Fills what is wanted. `args` comes with x and grad_out, and for the norm with all that is its own.
 void run(AdapterBackward args, AdapterKernels::Backward* kernel, const AdapterKernels& k, const AdapterSizes& sizes,
          const Wanted& wanted, const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
-         const Gradients& out) {
+         const std::optional<Tensor>& hidden_rows, const Gradients& out) {
   const auto [rows, width, hidden] = sizes;
   if (rows == 0) return zero({out.w_down, out.b_down, out.w_up, out.b_up});
   const bool norm = args.grad_sum != nullptr;
-  const Buffer activation = wanted.w_up ? Buffer(rows * hidden * k.number_bytes) : Buffer();
+  const bool kept = hidden_rows.has_value();
+  const Buffer activation = wanted.w_up && !kept ? Buffer(rows * hidden * k.number_bytes) : Buffer();
   const Buffer grad_hidden = wanted.hidden_gradient() ? Buffer(rows * hidden * k.number_bytes) : Buffer();
   if (norm || wanted.x || wanted.hidden_gradient() || wanted.w_up) {
-    const Buffer down = pack_transposed(k, w_down), up_plain = pack_plain(k, w_up), down_plain = pack_plain(k, w_down);
+    const Buffer down = kept ? Buffer() : pack_transposed(k, w_down);
+    const Buffer up_plain = pack_plain(k, w_up), down_plain = pack_plain(k, w_down);
     const Buffer bias_down = widened(k, b_down, hidden);
     args.width = width;
     args.hidden = hidden;
@@ -117,6 +128,7 @@ void run(AdapterBackward args, AdapterKernels::Backward* kernel, const AdapterKe
     args.bias_down = bias_down.data();
     args.up_plain = up_plain.data();
     args.down_plain = down_plain.data();
+    args.kept = kept ? hidden_rows->const_data_ptr() : nullptr;
     args.activation = activation.data();
     args.grad_hidden = grad_hidden.data();
     args.grad_x = wanted.x ? out.x.mutable_data_ptr() : nullptr;
@@ -125,7 +137,7 @@ void run(AdapterBackward args, AdapterKernels::Backward* kernel, const AdapterKe
   const void* grad = norm ? args.grad_sum : args.grad_out;
   if (wanted.w_down) outer(k, grad_hidden.data(), args.x, rows, out.w_down);
   if (wanted.b_down) column_sums(k, grad_hidden.data(), rows, out.b_down);
-  if (wanted.w_up) outer(k, grad, activation.data(), rows, out.w_up);
+  if (wanted.w_up) outer(k, grad, kept ? hidden_rows->const_data_ptr() : activation.data(), rows, out.w_up);
   if (wanted.b_up) column_sums(k, grad, rows, out.b_up);
 }
 
@@ -133,17 +145,19 @@ void run(AdapterBackward args, AdapterKernels::Backward* kernel, const AdapterKe
 
 // What output_mask leaves out is an empty tensor.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
-    const Tensor& grad_out,               // [..., D]
-    const Tensor& x,                      // [..., D]
-    const Tensor& w_down,                 // [d, D]
-    const std::optional<Tensor>& b_down,  // [d]
-    const Tensor& w_up,                   // [D, d]
-    std::vector<bool> output_mask) {      // x, w_down, b_down, w_up, b_up
+    const Tensor& grad_out,                 // [..., D]
+    const Tensor& x,                        // [..., D]
+    const Tensor& w_down,                   // [d, D]
+    const std::optional<Tensor>& b_down,    // [d]
+    const Tensor& w_up,                     // [D, d]
+    std::vector<bool> output_mask,          // x, w_down, b_down, w_up, b_up
+    const std::optional<Tensor>& hidden) {  // [..., d], what fused_adapter_keep kept
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, std::nullopt);
   check_like_x(grad_out, "grad_out", x);
   STD_TORCH_CHECK(grad_out.scalar_type() == x.scalar_type(), "grad_out must have the dtype of x");
   STD_TORCH_CHECK(output_mask.size() == 5, "output_mask must have 5 entries, got ", output_mask.size());
-  if (leave_to_torch(x.scalar_type())) return torch_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask);
+  if (leave_to_torch(x.scalar_type()))
+    return torch_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden);
   const Wanted wanted(output_mask);
   const AdapterKernels& k = adapter_kernels(x.scalar_type());
   Gradients out(wanted, sizes, x);
@@ -151,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
   AdapterBackward args{};
   args.x = x_rows.const_data_ptr();
   args.grad_out = grad_rows.const_data_ptr();
-  run(args, k.backward, k, sizes, wanted, w_down, b_down, w_up, out);
+  run(args, k.backward, k, sizes, wanted, w_down, b_down, w_up, kept_rows(hidden, sizes, x), out);
   return {out.x, out.w_down, out.b_down, out.w_up, out.b_up};
 }
 
@@ -164,14 +178,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
     const std::optional<Tensor>& b_up,    // [D]
     const Tensor& norm_weight,            // [D], float32 or like x
     double eps,
-    std::vector<bool> output_mask) {  // x, w_down, b_down, w_up, b_up, norm_weight, norm_bias
+    std::vector<bool> output_mask,          // x, w_down, b_down, w_up, b_up, norm_weight, norm_bias
+    const std::optional<Tensor>& hidden) {  // [..., d], what fused_adapter_norm_keep kept
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
   check_like_x(grad_out, "grad_out", x);
   check_norm(norm_weight, "norm_weight", x);
   STD_TORCH_CHECK(output_mask.size() == 7, "output_mask must have 7 entries, got ", output_mask.size());
   if (leave_to_torch(x.scalar_type()))
-    return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask);
-  const auto [rows, width, hidden] = sizes;
+    return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden);
+  const int64_t rows = sizes.rows, width = sizes.width;
   const Wanted wanted(output_mask);
   const bool wants_norm = output_mask[5] || output_mask[6];
   const AdapterKernels& k = adapter_kernels(x.scalar_type());
@@ -195,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   args.grad_sum = grad_sum.data();
   args.norm_parts = parts.data();
   auto* kernel = grad_out.scalar_type() == x.scalar_type() ? k.backward_norm : k.backward_norm_float;
-  run(args, kernel, k, sizes, wanted, w_down, b_down, w_up, out);
+  run(args, kernel, k, sizes, wanted, w_down, b_down, w_up, kept_rows(hidden, sizes, x), out);
   const AdapterKernels& of_norm = adapter_kernels(norm_weight.scalar_type());
   const auto finish_norm = [&](int64_t which, const Tensor& to) {
     if (rows == 0) return zero({to});

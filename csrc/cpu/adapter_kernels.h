@@ -18,7 +18,8 @@ struct AdapterForward {
   const void* norm_weight;  // acc [D], padded
   const void* norm_bias;    // acc [D], padded
   double eps;
-  void* out;  // [rows, D] of T, with the norm of the residual's type
+  void* out;         // [rows, D] of T, with the norm of the residual's type
+  void* activation;  // T [rows, d], relu(x w_down^T + b_down), to keep for the backward; null if not wanted
 };
 
 struct AdapterBackward {
@@ -29,7 +30,8 @@ struct AdapterBackward {
   const void* bias_down;    // acc [d], padded
   const void* up_plain;     // packed w_up
   const void* down_plain;   // packed w_down
-  void* activation;         // T [rows, d], relu(x w_down^T + b_down); null if not wanted
+  const void* kept;         // T [rows, d], the activation that the forward kept; null if it is to be computed again
+  void* activation;         // T [rows, d], where it goes then; null if not wanted
   void* grad_hidden;        // T [rows, d], the gradient in front of the relu; null if not wanted
   void* grad_x;             // T [rows, D]; null if not wanted
   const void* up;           // packed w_up^T; from here on for the norm only

@@ -74,6 +74,17 @@ __attribute__((noinline)) void to_hidden(const Block<T>& b, const T* x, const vo
   clear_edge<T>(b.hidden, b.rows, b.d);
 }
 
+// The same from what the forward kept.
+template <class T>
+SFA_INLINE void load_hidden(const Block<T>& b, const T* kept) {
+  using Acc = typename Product<T>::Acc;
+  for (int64_t r = 0; r < b.rows; ++r, kept += b.d)
+    for_lanes<Acc>(b.d, [&](int64_t c, auto lanes) SFA_INLINE_LAMBDA {
+      store(b.hidden + r * padded<T>(b.d) + c, load_count(kept + c, lanes));
+    });
+  clear_edge<T>(b.hidden, b.rows, b.d);
+}
+
 // out = hidden w^T (+ bias) + x, where w is packed [D] columns deep d; for w_up of the forward and w_down of the
 // backward
 template <class T, bool kBias>
@@ -118,13 +129,19 @@ __attribute__((noinline)) void to_grad_hidden(const Block<T>& b, const T* grad, 
   clear_edge<T>(b.grad_hidden, b.rows, b.d);
 }
 
+// The rows of the block in an array of hidden numbers [rows, d], if there is one.
+template <class T>
+SFA_INLINE T* hidden_rows(void* all, const Block<T>& b) {
+  return all == nullptr ? nullptr : static_cast<T*>(all) + b.row * b.d;
+}
+
 // out = x + relu(x w_down^T + b_down) w_up^T + b_up
 template <class T>
 void forward(const AdapterForward& p, int64_t begin, int64_t end, void* scratch) {
   Block<T> b(p.width, p.hidden, scratch);
   for (b.move_to(begin, end); b.rows > 0; b.move_to(b.row + b.rows, end)) {
     const T* x = static_cast<const T*>(p.x) + b.row * p.width;
-    to_hidden<T>(b, x, p.down, p.bias_down, nullptr);
+    to_hidden<T>(b, x, p.down, p.bias_down, hidden_rows<T>(p.activation, b));
     from_hidden<T, true>(b, b.hidden, p.up, p.bias_up, x, static_cast<T*>(p.out) + b.row * p.width);
   }
 }
@@ -135,7 +152,7 @@ void forward_norm(const AdapterForward& p, int64_t begin, int64_t end, void* scr
   Block<T> b(p.width, p.hidden, scratch);
   for (b.move_to(begin, end); b.rows > 0; b.move_to(b.row + b.rows, end)) {
     const T* x = static_cast<const T*>(p.x) + b.row * p.width;
-    to_hidden<T>(b, x, p.down, p.bias_down, nullptr);
+    to_hidden<T>(b, x, p.down, p.bias_down, hidden_rows<T>(p.activation, b));
     to_sums<T>(b, p.up, p.bias_up, x);
     for (int64_t r = 0; r < b.rows; ++r)
       norm_row(b.sums + r * padded<T>(p.width), static_cast<const R*>(p.residual) + (b.row + r) * p.width, p,
@@ -147,23 +164,23 @@ void forward_norm(const AdapterForward& p, int64_t begin, int64_t end, void* scr
 template <class T>
 SFA_INLINE void backward_block(const Block<T>& b, const AdapterBackward& p, const T* grad, bool prefetch) {
   if (p.grad_hidden == nullptr && p.grad_x == nullptr) return;
-  T* copy = p.grad_hidden == nullptr ? nullptr : static_cast<T*>(p.grad_hidden) + b.row * p.hidden;
-  to_grad_hidden<T>(b, grad, prefetch, p.up_plain, copy);
+  to_grad_hidden<T>(b, grad, prefetch, p.up_plain, hidden_rows<T>(p.grad_hidden, b));
   if (p.grad_x == nullptr) return;
   from_hidden<T, false>(b, b.grad_hidden, p.down_plain, nullptr, grad, static_cast<T*>(p.grad_x) + b.row * p.width);
 }
 
 template <class T>
-SFA_INLINE T* activation_rows(const AdapterBackward& p, int64_t row) {
-  return p.activation == nullptr ? nullptr : static_cast<T*>(p.activation) + row * p.hidden;
+SFA_INLINE void recall_hidden(const Block<T>& b, const AdapterBackward& p, const T* x) {
+  if (p.kept != nullptr) return load_hidden<T>(b, static_cast<const T*>(p.kept) + b.row * b.d);
+  to_hidden<T>(b, x, p.down, p.bias_down, hidden_rows<T>(p.activation, b));
 }
 
-// The hidden numbers once more, their gradient, and the gradient of x.
+// The gradient of the hidden numbers and that of x.
 template <class T>
 void backward(const AdapterBackward& p, int64_t begin, int64_t end, void* scratch) {
   Block<T> b(p.width, p.hidden, scratch);
   for (b.move_to(begin, end); b.rows > 0; b.move_to(b.row + b.rows, end)) {
-    to_hidden<T>(b, static_cast<const T*>(p.x) + b.row * p.width, p.down, p.bias_down, activation_rows<T>(p, b.row));
+    recall_hidden<T>(b, p, static_cast<const T*>(p.x) + b.row * p.width);
     backward_block<T>(b, p, static_cast<const T*>(p.grad_out) + b.row * p.width, true);
   }
 }
@@ -176,7 +193,7 @@ void backward_norm(const AdapterBackward& p, int64_t begin, int64_t end, void* s
   for (b.move_to(begin, end); b.rows > 0; b.move_to(b.row + b.rows, end)) {
     const T* x = static_cast<const T*>(p.x) + b.row * p.width;
     T* grad = static_cast<T*>(p.grad_sum) + b.row * p.width;
-    to_hidden<T>(b, x, p.down, p.bias_down, activation_rows<T>(p, b.row));
+    recall_hidden<T>(b, p, x);
     to_sums<T>(b, p.up, p.bias_up, x);
     for (int64_t r = 0; r < b.rows; ++r) {
       Acc* parts =

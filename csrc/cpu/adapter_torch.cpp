@@ -47,28 +47,28 @@ bool leave_to_torch(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? torch.bfloat16 : (dtype == ScalarType::Half ? torch.float16 : torch.rest);
 }
 
-Tensor torch_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
-                     const std::optional<Tensor>& b_up) {
-  return add(x, linear(activation(x, w_down, b_down), w_up, b_up));
+std::tuple<Tensor, Tensor> torch_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+                                         const Tensor& w_up, const std::optional<Tensor>& b_up) {
+  const Tensor hidden = activation(x, w_down, b_down);
+  return {add(x, linear(hidden, w_up, b_up)), hidden};
 }
 
-Tensor torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
-                          const std::optional<Tensor>& b_down, const Tensor& w_up, const std::optional<Tensor>& b_up,
-                          const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
-  const Tensor y = torch_adapter(x, w_down, b_down, w_up, b_up);
+std::tuple<Tensor, Tensor> torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                                              const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                              const std::optional<Tensor>& b_up, const Tensor& norm_weight,
+                                              const Tensor& norm_bias, double eps) {
+  const auto [y, hidden] = torch_adapter(x, w_down, b_down, w_up, b_up);
   const ScalarType dtype = norm_weight.scalar_type();
   const std::array<int64_t, 1> width{norm_weight.size(0)};
   const Tensor normed =
       call("aten::layer_norm", "", to(y, dtype), IntHeaderOnlyArrayRef(width), std::optional<Tensor>(norm_weight),
            std::optional<Tensor>(to(norm_bias, dtype)), eps, false);
-  return to(add(residual, normed), residual.scalar_type());
+  return {to(add(residual, normed), residual.scalar_type()), hidden};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(const Tensor& grad_out, const Tensor& x,
-                                                                          const Tensor& w_down,
-                                                                          const std::optional<Tensor>& b_down,
-                                                                          const Tensor& w_up,
-                                                                          const std::vector<bool>& output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, const std::vector<bool>& output_mask, const std::optional<Tensor>& hidden) {
   const auto rows = [](const Tensor& t, int64_t width) {
     return torch::stable::reshape(t, {width == 0 ? 0 : t.numel() / width, width});
   };
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(const 
   const Tensor zero = torch::stable::new_zeros(x, {1});
   const auto nothing = [&] { return torch::stable::new_empty(x, {0}); };
   const auto transposed = [](const Tensor& t) { return torch::stable::transpose(t, 0, 1); };
-  const Tensor h = activation(x_rows, w_down, b_down);
+  const Tensor h = hidden.has_value() ? rows(*hidden, w_down.size(0)) : activation(x_rows, w_down, b_down);
   const Tensor dead = call("aten::le", "Tensor", h, zero);
   const Tensor grad_hidden = call("aten::where", "self", dead, zero, torch::stable::matmul(g, w_up));
   const auto column_sums = [](const Tensor& t) {
@@ -97,13 +97,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(const 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_norm_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
     const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
-    const std::vector<bool>& output_mask) {
+    const std::vector<bool>& output_mask, const std::optional<Tensor>& hidden) {
   // Torch sums the gradients of the norm's weights in their own type, which half types are too short for.
   const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const std::array<int64_t, 1> shape{norm_weight.size(0)};
   const std::array<bool, 3> all{true, true, true};
   const IntHeaderOnlyArrayRef width(shape);
-  const Tensor y = to(torch_adapter(x, w_down, b_down, w_up, b_up), dtype);
+  const Tensor h = hidden.has_value() ? *hidden : activation(x, w_down, b_down);
+  const Tensor y = to(add(x, linear(h, w_up, b_up)), dtype);
   // The bias moves neither the moments nor a gradient; torch only looks at its presence.
   const std::optional<Tensor> weight(to(norm_weight, dtype));
   const auto normed = call_all<3>("aten::native_layer_norm", "", y, width, weight, weight, eps);
@@ -111,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter
       call_all<3>("aten::native_layer_norm_backward", "", to(torch::stable::contiguous(grad_out), dtype), y, width,
                   normed[1], normed[2], weight, weight, torch::headeronly::HeaderOnlyArrayRef<bool>(all));
   const auto [grad_x, grad_down, grad_b_down, grad_up, grad_b_up] =
-      torch_adapter_backward(to(grads[0], x.scalar_type()), x, w_down, b_down, w_up, output_mask);
+      torch_adapter_backward(to(grads[0], x.scalar_type()), x, w_down, b_down, w_up, output_mask, h);
   const auto norm_gradient = [&](bool wanted, const Tensor& grad) {
     return wanted ? to(grad, norm_weight.scalar_type()) : torch::stable::new_empty(norm_weight, {0});
   };

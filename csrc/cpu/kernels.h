@@ -16,20 +16,25 @@ using torch::stable::Tensor;
 // adapter.cpp
 Tensor fused_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
                      const std::optional<Tensor>& b_up);
+std::tuple<Tensor, Tensor> fused_adapter_keep(const Tensor& x, const Tensor& w_down,
+                                              const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                              const std::optional<Tensor>& b_up);
 Tensor fused_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
                           const std::optional<Tensor>& b_down, const Tensor& w_up, const std::optional<Tensor>& b_up,
                           const Tensor& norm_weight, const Tensor& norm_bias, double eps);
+std::tuple<Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                                                   const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                                   const std::optional<Tensor>& b_up, const Tensor& norm_weight,
+                                                   const Tensor& norm_bias, double eps);
 
 // adapter_backward.cpp
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(const Tensor& grad_out, const Tensor& x,
-                                                                          const Tensor& w_down,
-                                                                          const std::optional<Tensor>& b_down,
-                                                                          const Tensor& w_up,
-                                                                          std::vector<bool> output_mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, std::vector<bool> output_mask, const std::optional<Tensor>& hidden);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_norm_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
     const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
-    std::vector<bool> output_mask);
+    std::vector<bool> output_mask, const std::optional<Tensor>& hidden);
 
 // scores.cpp
 void accumulate_scores_(const std::vector<Tensor>& scores, const std::vector<Tensor>& grads,

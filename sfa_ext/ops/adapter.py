@@ -5,10 +5,12 @@
     fused_adapter_norm(residual [..., D], x, ..., b_up, norm_weight [D], norm_bias [D], eps) -> [..., D]
         residual + LayerNorm(fused_adapter(x, ...)); with x bfloat16 or float16 the residual, and with it the result,
         and the weights of the norm may be float32
-    fused_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask [5]) -> five gradients, of x, w_down,
-        b_down, w_up, b_up; an empty tensor for each that output_mask leaves out
-    fused_adapter_norm_backward(grad_out, x, ..., b_up, norm_weight, eps, output_mask [7]) -> seven gradients, of x,
-        w_down, b_down, w_up, b_up, norm_weight, norm_bias, likewise; that of the residual is grad_out itself
+    fused_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask [5], hidden=None) -> five gradients
+        of x, w_down, b_down, w_up, b_up; an empty tensor for each that output_mask leaves out
+    fused_adapter_norm_backward(grad_out, x, ..., b_up, norm_weight, eps, output_mask [7], hidden=None) -> seven
+        of x, w_down, b_down, w_up, b_up, norm_weight, norm_bias; that of the residual is grad_out itself
+    fused_adapter_keep, fused_adapter_norm_keep: the same arguments -> (result, hidden [..., d])
+        hidden, relu(x w_down^T + b_down), spares the backward a product
 
 All of one dtype (float32, float64, bfloat16, float16) and device. RuntimeError names an argument that is not.
 """
@@ -29,10 +31,13 @@ def _fused_adapter_fake(x: Tensor, w_down: Tensor, b_down: Tensor | None, w_up: 
     return x.new_empty(x.shape)
 
 
-def _fused_adapter_backward_fake(grad_out, x, w_down, b_down, w_up, output_mask):
-    checks.adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask)
-    shapes = (x.shape, w_down.shape, w_down.shape[:1], w_up.shape, w_up.shape[:1])
-    return tuple(x.new_empty(shape if wanted else 0) for shape, wanted in zip(shapes, output_mask, strict=True))
+def _fused_adapter_keep_fake(x, w_down, b_down, w_up, b_up):
+    return _fused_adapter_fake(x, w_down, b_down, w_up, b_up), x.new_empty((*x.shape[:-1], w_down.shape[0]))
+
+
+def _fused_adapter_backward_fake(grad_out, x, w_down, b_down, w_up, output_mask, hidden=None):
+    checks.adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden)
+    return _gradients_fake(x, w_down, w_up, output_mask)
 
 
 def _fused_adapter_norm_fake(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
@@ -40,40 +45,68 @@ def _fused_adapter_norm_fake(residual, x, w_down, b_down, w_up, b_up, norm_weigh
     return residual.new_empty(residual.shape)
 
 
-def _fused_adapter_norm_backward_fake(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask):
-    checks.adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask)
-    adapter = _fused_adapter_backward_fake(x, x, w_down, b_down, w_up, output_mask[:5])
+def _fused_adapter_norm_keep_fake(residual, x, w_down, *rest):
+    hidden = x.new_empty((*x.shape[:-1], w_down.shape[0]))
+    return _fused_adapter_norm_fake(residual, x, w_down, *rest), hidden
+
+
+def _fused_adapter_norm_backward_fake(
+    grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None
+):
+    checks.adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden)
     norm = tuple(norm_weight.new_empty(norm_weight.shape if wanted else 0) for wanted in output_mask[5:])
-    return adapter + norm
+    return _gradients_fake(x, w_down, w_up, output_mask[:5]) + norm
+
+
+def _gradients_fake(x, w_down, w_up, mask):
+    shapes = (x.shape, w_down.shape, w_down.shape[:1], w_up.shape, w_up.shape[:1])
+    return tuple(x.new_empty(shape if wanted else 0) for shape, wanted in zip(shapes, mask, strict=True))
 
 
 class _FusedAdapter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w_down, b_down, w_up, b_up):
-        ctx.save_for_backward(x, w_down, b_down, w_up)
         with below_autograd():
-            return _ops.fused_adapter(x, w_down, b_down, w_up, b_up)
+            if _keeps_hidden(x, w_down):
+                out, hidden = _ops.fused_adapter_keep(x, w_down, b_down, w_up, b_up)
+            else:
+                out, hidden = _ops.fused_adapter(x, w_down, b_down, w_up, b_up), None
+        ctx.save_for_backward(x, w_down, b_down, w_up, hidden)
+        return out
 
     @staticmethod
     def backward(ctx, grad_out):
-        return _wanted(_ops.fused_adapter_backward(grad_out, *ctx.saved_tensors, ctx.needs_input_grad), ctx)
+        *args, hidden = ctx.saved_tensors
+        return _wanted(_ops.fused_adapter_backward(grad_out, *args, ctx.needs_input_grad, hidden), ctx)
 
 
 class _FusedAdapterNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
-        ctx.save_for_backward(x, w_down, b_down, w_up, b_up, norm_weight)
-        ctx.eps = eps
+        args = (residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps)
         with below_autograd():
-            return _ops.fused_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps)
+            if _keeps_hidden(x, w_down):
+                out, hidden = _ops.fused_adapter_norm_keep(*args)
+            else:
+                out, hidden = _ops.fused_adapter_norm(*args), None
+        ctx.save_for_backward(x, w_down, b_down, w_up, b_up, norm_weight, hidden)
+        ctx.eps = eps
+        return out
 
     @staticmethod
     def backward(ctx, grad_out):
         mask = ctx.needs_input_grad[1:8]
         if not any(mask):
             return (grad_out, *[None] * 8)
-        grads = _ops.fused_adapter_norm_backward(grad_out, *ctx.saved_tensors, ctx.eps, mask)
+        *args, hidden = ctx.saved_tensors
+        grads = _ops.fused_adapter_norm_backward(grad_out, *args, ctx.eps, mask, hidden)
         return _wanted((grad_out, *grads, None), ctx)
+
+
+def _keeps_hidden(x: Tensor, w_down: Tensor) -> bool:
+    """Whether the forward keeps the hidden numbers for the backward: on CPUs, where computing them again takes longer
+    than fetching them, unless they would need more memory than x does."""
+    return x.device.type == "cpu" and w_down.shape[0] <= x.shape[-1]
 
 
 def _wanted(grads, ctx):
@@ -92,12 +125,13 @@ def _fused_adapter_autograd(x, w_down, b_down, w_up, b_up):
         return _ops.fused_adapter(x, w_down, b_down, w_up, b_up)
 
 
-def _fused_adapter_backward_autograd(grad_out, x, w_down, b_down, w_up, output_mask):
-    checks.adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask)
-    if _tracks(grad_out, x, w_down, b_down, w_up):  # a double backward: rare enough to leave to torch
-        return reference.fused_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask)
+def _fused_adapter_backward_autograd(grad_out, x, w_down, b_down, w_up, output_mask, hidden=None):
+    args = (grad_out, x, w_down, b_down, w_up)
+    checks.adapter_backward(*args, output_mask, hidden)
+    if _tracks(*args):  # a double backward: rare enough to leave to torch
+        return reference.fused_adapter_backward(*args, output_mask)
     with below_autograd():
-        return _ops.fused_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask)
+        return _ops.fused_adapter_backward(*args, output_mask, hidden)
 
 
 def _fused_adapter_norm_autograd(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
@@ -109,13 +143,30 @@ def _fused_adapter_norm_autograd(residual, x, w_down, b_down, w_up, b_up, norm_w
         return _ops.fused_adapter_norm(*args, eps)
 
 
-def _fused_adapter_norm_backward_autograd(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask):
+def _fused_adapter_norm_backward_autograd(
+    grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None
+):
     args = (grad_out, x, w_down, b_down, w_up, b_up, norm_weight)
-    checks.adapter_norm_backward(*args, eps, output_mask)
+    checks.adapter_norm_backward(*args, eps, output_mask, hidden)
     if _tracks(*args):
         return reference.fused_adapter_norm_backward(*args, eps, output_mask)
     with below_autograd():
-        return _ops.fused_adapter_norm_backward(*args, eps, output_mask)
+        return _ops.fused_adapter_norm_backward(*args, eps, output_mask, hidden)
+
+
+def _keep_autograd(differentiable):
+    """The kernel of an operator that also returns its hidden numbers: derivatives are those of the plain operator, so
+    it is for callers that bring their own."""
+
+    def kernel(*args):
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        torch._check(
+            not _tracks(*tensors), lambda: f"{differentiable}_keep has no derivative: call {differentiable} instead"
+        )
+        with below_autograd():
+            return getattr(_ops, f"{differentiable}_keep")(*args)
+
+    return kernel
 
 
 def _fused_adapter_autocast(dtype, *args):
@@ -137,8 +188,10 @@ def lowered(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 _KERNELS = {  # fake, Autograd; what serves other devices has the operator's name in reference.py
     "fused_adapter": (_fused_adapter_fake, _fused_adapter_autograd),
+    "fused_adapter_keep": (_fused_adapter_keep_fake, _keep_autograd("fused_adapter")),
     "fused_adapter_backward": (_fused_adapter_backward_fake, _fused_adapter_backward_autograd),
     "fused_adapter_norm": (_fused_adapter_norm_fake, _fused_adapter_norm_autograd),
+    "fused_adapter_norm_keep": (_fused_adapter_norm_keep_fake, _keep_autograd("fused_adapter_norm")),
     "fused_adapter_norm_backward": (_fused_adapter_norm_backward_fake, _fused_adapter_norm_backward_autograd),
 }
 for _name, (_fake, _autograd) in _KERNELS.items():

@@ -8,8 +8,10 @@ from ._library import has_kernel
 
 OPERATORS = (
     "fused_adapter",
+    "fused_adapter_keep",
     "fused_adapter_backward",
     "fused_adapter_norm",
+    "fused_adapter_norm_keep",
     "fused_adapter_norm_backward",
     "accumulate_scores_",
     "select_topk",

@@ -64,13 +64,20 @@ def adapter(x: Tensor, w_down: Tensor, b_down: Tensor | None, w_up: Tensor, b_up
 
 
 def adapter_backward(
-    grad_out: Tensor, x: Tensor, w_down: Tensor, b_down: Tensor | None, w_up: Tensor, output_mask: list[bool]
+    grad_out: Tensor,
+    x: Tensor,
+    w_down: Tensor,
+    b_down: Tensor | None,
+    w_up: Tensor,
+    output_mask: list[bool],
+    hidden: Tensor | None,
 ) -> None:
     """The arguments of `fused_adapter_backward`."""
     adapter(x, w_down, b_down, w_up, None)
     shape("grad_out", grad_out, "the shape of x", tuple(x.shape))
     like("grad_out", grad_out, "x", x)
     torch._check(len(output_mask) == 5, lambda: f"output_mask must have 5 entries, got {len(output_mask)}")
+    _hidden(hidden, x, w_down)
 
 
 def adapter_norm(
@@ -103,6 +110,7 @@ def adapter_norm_backward(
     norm_weight: Tensor,
     eps: float,
     output_mask: list[bool],
+    hidden: Tensor | None,
 ) -> None:
     """The arguments of `fused_adapter_norm_backward`."""
     adapter(x, w_down, b_down, w_up, b_up)
@@ -110,6 +118,13 @@ def adapter_norm_backward(
     like("grad_out", grad_out, "x", x, *_wider(x))
     _norm_weight(norm_weight, x, eps)
     torch._check(len(output_mask) == 7, lambda: f"output_mask must have 7 entries, got {len(output_mask)}")
+    _hidden(hidden, x, w_down)
+
+
+def _hidden(hidden: Tensor | None, x: Tensor, w_down: Tensor) -> None:
+    if hidden is not None:
+        shape("hidden", hidden, "[..., d]", (*x.shape[:-1], w_down.shape[0]))
+        like("hidden", hidden, "x", x)
 
 
 def _norm_weight(norm_weight: Tensor, x: Tensor, eps: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from adapter_math import (
+    BOUND,
     DTYPES,
     SIZES,
     adapter,
@@ -114,6 +115,17 @@ def test_backward_computes_only_what_is_asked(wanted, device):
         assert torch.equal(got, full) if i == wanted else got.numel() == 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_backward_gives_the_same_with_hidden_numbers_kept(dtype, device):
+    args = draw((50, 20, 9), dtype, device)
+    grad_out = torch.randn_like(args[0])
+    out, hidden = torch.ops.sfa.fused_adapter_keep(*args)
+    assert torch.equal(out, fused_adapter(*args)) and hidden.shape == (50, 9)
+    again = fused_adapter_backward(grad_out, *args[:4], [True] * 5)
+    for got, true in zip(fused_adapter_backward(grad_out, *args[:4], [True] * 5, hidden), again, strict=True):
+        assert error(got, true.double()) <= BOUND[dtype]
+
+
 def test_frozen_arguments_get_no_gradient(device):
     x, w_down, b_down, w_up, b_up = draw((50, 20, 9), torch.float32, device)
     w_up.requires_grad_()
@@ -126,6 +138,7 @@ def test_frozen_arguments_get_no_gradient(device):
 def test_opcheck(dtype, bias, device):
     args = draw((6, 8, 4), dtype, device, bias)
     opcheck(fused_adapter, tuple(with_grad(args)))
+    opcheck(torch.ops.sfa.fused_adapter_keep, tuple(args))
     opcheck(fused_adapter_backward, (torch.randn_like(args[0]), *args[:4], [True, False, bias, True, False]))
 
 
@@ -223,5 +236,7 @@ def test_bad_gradient_is_named():
     args = draw((3, 6, 4), torch.float32)
     with pytest.raises(RuntimeError, match=r"^grad_out must be the shape of x = \[3, 6\], got \[3, 5\]$"):
         fused_adapter_backward(torch.zeros(3, 5), *args[:4], [True] * 5)
+    with pytest.raises(RuntimeError, match=r"^hidden must be \[..., d\] = \[3, 4\], got \[3, 5\]$"):
+        fused_adapter_backward(torch.zeros(3, 6), *args[:4], [True] * 5, torch.zeros(3, 5))
     with pytest.raises(RuntimeError, match="^output_mask must have 5 entries, got 4$"):
         fused_adapter_backward(torch.zeros(3, 6), *args[:4], [True] * 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from adapter_math import (
+    BOUND,
     DTYPES,
     SIZES,
     adapter_norm,
@@ -103,9 +104,21 @@ def test_backward_computes_only_what_is_asked(wanted, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_backward_gives_the_same_with_hidden_numbers_kept(dtype, device):
+    args = draw_norm((50, 20, 9), dtype, device)
+    out, hidden = torch.ops.sfa.fused_adapter_norm_keep(*args)
+    assert torch.equal(out, fused_adapter_norm(*args)) and hidden.shape == (50, 9)
+    common = (args[0], *args[1:7], args[-1], [True] * 7)
+    again = fused_adapter_norm_backward(*common)
+    for got, true in zip(fused_adapter_norm_backward(*common, hidden), again, strict=True):
+        assert error(got, true.double()) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_opcheck(dtype, device):
     residual, *args = draw_norm((6, 8, 4), dtype, device)
     opcheck(fused_adapter_norm, tuple(with_grad([residual, *args])))
+    opcheck(torch.ops.sfa.fused_adapter_norm_keep, (residual, *args))
     mask = [True, False, True, True, False, True, False]
     opcheck(fused_adapter_norm_backward, (torch.randn_like(residual), *args[:6], args[-1], mask))
 
