@@ -24,24 +24,27 @@ def accumulate_scores(scores: Sequence[Tensor], grads: Sequence[Tensor], criteri
         raise RuntimeError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
     _equally_many("grads", grads, "scores", scores)
     for i, (score, grad) in enumerate(zip(scores, grads, strict=True)):
-        _updated(f"scores[{i}]", score)
-        _dtype(f"scores[{i}]", score, *_WIDE)
+        _updated("scores", i, score)
+        _dtype("scores", i, score, *_WIDE)
         if score.dtype == torch.float64:
-            _dtype(f"grads[{i}]", grad, *FLOATING)
+            _dtype("grads", i, grad, *FLOATING)
         else:
-            _dtype(f"grads[{i}]", grad, torch.float32, *HALF, why="; float64 gradients need float64 scores")
-        _shape(f"grads[{i}]", grad, score.shape, f"the shape of scores[{i}]")
-        _device(f"grads[{i}]", grad, score)
+            _dtype("grads", i, grad, torch.float32, *HALF, why="; float64 gradients need float64 scores")
+        if grad.shape != score.shape:
+            raise RuntimeError(
+                f"grads[{i}] must be {list(score.shape)}, the shape of its scores, got {list(grad.shape)}"
+            )
+        _device("grads", i, grad, score)
 
 
 def select_topk(scores: Sequence[Tensor], excluded: Sequence[Tensor], k: int) -> None:
     _equally_many("excluded", excluded, "scores", scores, "; pass an empty int64 tensor where nothing is excluded")
     eligible = 0
     for i, (score, positions) in enumerate(zip(scores, excluded, strict=True)):
-        _dtype(f"scores[{i}]", score, *FLOATING)
-        _dtype(f"scores[{i}]", score, scores[0].dtype, why=" as scores[0]: different dtypes cannot be ranked together")
-        _device(f"scores[{i}]", score, scores[0])
-        _positions(f"excluded[{i}]", positions, score)
+        _dtype("scores", i, score, *FLOATING)
+        _dtype("scores", i, score, scores[0].dtype, why=" as scores[0]: different dtypes cannot be ranked together")
+        _device("scores", i, score, scores[0])
+        _positions("excluded", i, positions, score)
         eligible = eligible + score.numel() - positions.numel()
     if k < 0:
         raise RuntimeError(f"k must not be negative, got {k}")
@@ -73,22 +76,22 @@ def sparse_adamw(
             f"masters must hold one tensor for each bfloat16 or float16 weight, which are {len(halves)}, "
             f"got {len(masters)}"
         )
-    _updated("ages", ages)
-    _dtype("ages", ages, torch.int64)
+    _updated("ages", None, ages)
+    _dtype("ages", None, ages, torch.int64)
     for i, (weight, grad, index) in enumerate(zip(weights, grads, indices, strict=True)):
-        _updated(f"weights[{i}]", weight)
-        _dtype(f"weights[{i}]", weight, *FLOATING)
-        _device(f"weights[{i}]", weight, ages, "ages")
-        _positions(f"indices[{i}]", index, weight, f"weights[{i}]")
+        _updated("weights", i, weight)
+        _dtype("weights", i, weight, *FLOATING)
+        _device("weights", i, weight, ages)
+        _positions("indices", i, index, weight)
         _gradient(i, grad, weight, index)
-        _per_entry(f"rounds[{i}]", rounds[i], index, torch.int16)
+        _per_entry("rounds", i, rounds[i], index, torch.int16)
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         for argument in ("exp_avgs", "exp_avg_sqs"):
-            _per_entry(f"{argument}[{i}]", lists[argument][i], index, wide)
-            _updated(f"{argument}[{i}]", lists[argument][i])
+            _per_entry(argument, i, lists[argument][i], index, wide)
+            _updated(argument, i, lists[argument][i])
     for j, i in enumerate(halves):
-        _per_entry(f"masters[{j}]", masters[j], indices[i], torch.float32)
-        _updated(f"masters[{j}]", masters[j])
+        _per_entry("masters", j, masters[j], indices[i], torch.float32)
+        _updated("masters", j, masters[j])
     for argument, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if not value >= 0:
             raise RuntimeError(f"{argument} must not be negative, got {value}")
@@ -98,11 +101,11 @@ def sparse_adamw(
 
 
 def swap_values(weight: Tensor, index: Tensor, values: Tensor) -> None:
-    _updated("weight", weight)
-    _positions("index", index, weight, "weight")
-    _dtype("values", values, weight.dtype, why=", the dtype of weight")
-    _per_entry("values", values, index, weight.dtype, "index")
-    _updated("values", values)
+    _updated("weight", None, weight)
+    _positions("index", None, index, weight)
+    _dtype("values", None, values, weight.dtype, why=", the dtype of weight")
+    _per_entry("values", None, values, index, weight.dtype, "index")
+    _updated("values", None, values)
 
 
 def accumulate_scores_values(scores: Sequence[Tensor], grads: Sequence[Tensor], criterion: str) -> None:
@@ -157,52 +160,60 @@ def _equally_many(argument: str, tensors: Sequence, other: str, others: Sequence
         )
 
 
-def _dtype(argument: str, tensor: Tensor, *allowed: torch.dtype, why: str = "") -> None:
+def _at(argument: str, i: int | None) -> str:
+    return argument if i is None else f"{argument}[{i}]"
+
+
+def _dtype(argument: str, i: int | None, tensor: Tensor, *allowed: torch.dtype, why: str = "") -> None:
     if tensor.dtype not in allowed:
-        raise RuntimeError(f"{argument} must be {' or '.join(map(name, allowed))}{why}, got {name(tensor.dtype)}")
+        names = " or ".join(map(name, allowed))
+        raise RuntimeError(f"{_at(argument, i)} must be {names}{why}, got {name(tensor.dtype)}")
 
 
-def _shape(argument: str, tensor: Tensor, shape: Sequence[int], what: str) -> None:
-    if tensor.shape != shape:
-        raise RuntimeError(f"{argument} must be {list(shape)}, {what}, got {list(tensor.shape)}")
-
-
-def _device(argument: str, tensor: Tensor, model: Tensor, other: str | None = None) -> None:
+def _device(argument: str, i: int | None, tensor: Tensor, model: Tensor) -> None:
     if tensor.device != model.device:
-        like = f" as {other} is" if other else ""
-        raise RuntimeError(f"{argument} must be on {model.device}{like}, got {tensor.device}; move it there")
+        raise RuntimeError(
+            f"{_at(argument, i)} must be on {model.device} as the other arguments are, got {tensor.device}"
+        )
 
 
-def _updated(argument: str, tensor: Tensor) -> None:
+def _updated(argument: str, i: int | None, tensor: Tensor) -> None:
     """A tensor that is changed in place."""
     if not tensor.is_contiguous():
         raise RuntimeError(
-            f"{argument} is changed in place and must be contiguous, got shape {list(tensor.shape)} with strides "
-            f"{list(tensor.stride())}; pass a contiguous tensor"
+            f"{_at(argument, i)} is changed in place and must be contiguous, got shape {list(tensor.shape)} with "
+            f"strides {list(tensor.stride())}; pass a contiguous tensor"
         )
     if tensor.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(f"{argument} requires grad and is changed in place; call the operator under torch.no_grad()")
+        raise RuntimeError(
+            f"{_at(argument, i)} requires grad and is changed in place; call the operator under torch.no_grad()"
+        )
 
 
-def _positions(argument: str, index: Tensor, model: Tensor, other: str | None = None) -> None:
-    _dtype(argument, index, torch.int64)
-    _device(argument, index, model, other)
+def _positions(argument: str, i: int | None, index: Tensor, model: Tensor) -> None:
+    _dtype(argument, i, index, torch.int64)
+    _device(argument, i, index, model)
     if index.dim() != 1:
-        raise RuntimeError(f"{argument} must be flat positions [n], got {list(index.shape)}")
+        raise RuntimeError(f"{_at(argument, i)} must be flat positions [n], got {list(index.shape)}")
 
 
-def _per_entry(argument: str, tensor: Tensor, index: Tensor, dtype: torch.dtype, other: str = "its indices") -> None:
-    _dtype(argument, tensor, dtype)
-    _device(argument, tensor, index)
-    _shape(argument, tensor, index.shape, f"the shape of {other}")
+def _per_entry(
+    argument: str, i: int | None, tensor: Tensor, index: Tensor, dtype: torch.dtype, other: str = "its indices"
+) -> None:
+    _dtype(argument, i, tensor, dtype)
+    _device(argument, i, tensor, index)
+    if tensor.shape != index.shape:
+        raise RuntimeError(
+            f"{_at(argument, i)} must be {list(index.shape)}, the shape of {other}, got {list(tensor.shape)}"
+        )
 
 
 def _gradient(i: int, grad: Tensor, weight: Tensor, index: Tensor) -> None:
     if weight.dtype in HALF:
-        _dtype(f"grads[{i}]", grad, weight.dtype, torch.float32)
+        _dtype("grads", i, grad, weight.dtype, torch.float32)
     else:
-        _dtype(f"grads[{i}]", grad, weight.dtype, why=f", the dtype of weights[{i}]")
-    _device(f"grads[{i}]", grad, weight, f"weights[{i}]")
+        _dtype("grads", i, grad, weight.dtype, why=", the dtype of its weight")
+    _device("grads", i, grad, weight)
     if grad.shape != weight.shape and grad.shape != index.shape:
         raise RuntimeError(
             f"grads[{i}] must be {list(weight.shape)}, the shape of weights[{i}], or {list(index.shape)}, gathered at "

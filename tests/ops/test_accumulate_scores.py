@@ -96,11 +96,11 @@ S = torch.zeros(4, 5)
         ([S], [], "gradient", "grads must hold one tensor for each of scores, which are 1, got 0"),
         ([S, S[0]], [S + 1, S[1]], "gradient", r"scores\[0\] and scores\[1\] share memory"),
         ([S[0]], [S.view(-1)[4:9]], "gradient", r"scores\[0\] and grads\[0\] share memory.*pass a copy"),
-        ([S], [S[:3]], "gradient", r"grads\[0\] must be \[4, 5\], the shape of scores\[0\], got \[3, 5\]"),
+        ([S], [S[:3]], "gradient", r"grads\[0\] must be \[4, 5\], the shape of its scores, got \[3, 5\]"),
         ([S], [S.double()], "gradient", r"grads\[0\] must be .*; float64 gradients need float64 scores, got float64"),
         ([S], [S.long()], "gradient", r"grads\[0\] must be .*, got int64"),
         ([S.half()], [S.half()], "gradient", r"scores\[0\] must be float32 or float64, got float16"),
-        ([S], [S.to("meta")], "gradient", r"grads\[0\] must be on cpu, got meta"),
+        ([S], [S.to("meta")], "gradient", r"grads\[0\] must be on cpu .*, got meta"),
         ([S.t()], [S.t() + 1], "gradient", r"scores\[0\] is changed in place and must be contiguous"),
     ],
 )
