@@ -1,0 +1,115 @@
+"""Times the adapter operators against eager and torch.compile, and writes the table.
+
+    python -m benchmarks.adapter_table [--turns 15] [--threads 2] [--all] [--batch 1 4] [--dtype float32 bfloat16]
+
+The table goes to benchmarks/results/<processor>-adapter.md. torch.compile, which takes long to start, is timed at a few
+shapes. With one thread the clock counts that thread's processor time, which other work on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from sfa_ext.files import write_text
+
+from .adapter_cases import CANDIDATES, DTYPES, FEW, FEW_HIDDEN, PHASES, calls, shapes
+from .timing import RESULTS, cpu_name, setting, slug, table
+
+TEXT = """# The adapter operators on {cpu}
+
+{setting} Rows are the tokens of images of 512 x 512 pixels at the stages of SwinV2-Base and SwinV2-Large. Milliseconds
+of {clock} are the median of up to {turns} turns, fewer where a turn takes long; the candidates take turns. A ratio is
+how many times as long as ours a candidate took: the median over turns. Below 1 we are slower. Written by `{command}`.
+
+{summary}
+
+{table}
+"""
+
+
+def main() -> None:
+    args = _arguments()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    rows, ratios = [], {}
+    for shape in shapes(args.all, tuple(args.batch), tuple(args.dtype)):
+        for phase in PHASES:
+            names = CANDIDATES if (shape.width, shape.rows) in FEW and shape.hidden in FEW_HIDDEN else CANDIDATES[:2]
+            seconds = _seconds(calls(shape, phase, names), args.turns, clock)
+            against = {name: _ratio(seconds[name], seconds["ours"]) for name in names[1:]}
+            for name, value in against.items():
+                ratios.setdefault((shape.dtype, phase, name), []).append(value)
+            times = [f"{statistics.median(seconds[name]) * 1e3:.2f}" if name in names else "" for name in CANDIDATES]
+            cells = [f"{against[name]:.2f}" if name in names else "" for name in CANDIDATES[1:]]
+            rows.append([str(shape), phase, *times, *cells])
+            print(*rows[-1], sep="  ", flush=True)
+            gc.collect()
+    columns = ["shape", "phase", *(f"{n} ms" for n in CANDIDATES), *(f"{n} / ours" for n in CANDIDATES[1:])]
+    command = "python -m benchmarks.adapter_table" + args.given
+    text = TEXT.format(
+        cpu=cpu_name(),
+        setting=setting(),
+        clock="processor time" if args.threads == 1 else "wall-clock time",
+        turns=args.turns,
+        command=command,
+        summary=_summary(ratios),
+        table=table(columns, rows),
+    )
+    path = RESULTS / f"{slug(cpu_name())}-adapter.md"
+    write_text(path, text)
+    print(f"wrote {path}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=15, help="how often each candidate is timed")
+    parser.add_argument("--all", action="store_true", help="every stage and width instead of a few")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images at once")
+    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    flags = [f"--turns {args.turns}"] + [f"--threads {args.threads}"] + ["--all"] * args.all
+    flags += [f"--batch {' '.join(map(str, args.batch))}", f"--dtype {' '.join(args.dtype)}"]
+    args.given = " " + " ".join(flags)
+    return args
+
+
+def _seconds(
+    candidates: dict[str, Callable[[], object]], turns: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """As timing.in_turns, by any clock, and with fewer turns where they would take more than half a minute."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    started = None
+    for turn in range(turns + 1):
+        for name, call in candidates.items():
+            start = clock()
+            call()
+            if turn:
+                seconds[name].append(clock() - start)
+        started = started or clock()  # the first turn warms up
+        if turn >= 3 and clock() - started > 30:
+            break
+    return seconds
+
+
+def _ratio(baseline: list[float], ours: list[float]) -> float:
+    return statistics.median(b / o for b, o in zip(baseline, ours, strict=True))
+
+
+def _summary(ratios: dict[tuple[str, str, str], list[float]]) -> str:
+    rows = [
+        [*key, f"{statistics.geometric_mean(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"]
+        for key, values in ratios.items()
+    ]
+    return table(["dtype", "phase", "against", "geometric mean", "lowest", "highest"], rows)
+
+
+if __name__ == "__main__":
+    main()
