@@ -162,7 +162,14 @@ def test_an_unfinished_run_says_how_to_finish_it(finished, tmp_path, capsys):
 
 def test_ctrl_c_ends_with_130_and_the_run_goes_on_later(job, tmp_path):
     command = [sys.executable, "-m", "sfa_ext.cli", "fit", job, "optim.steps=400", "--quiet", "--out", "run"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell starts background jobs with SIGINT ignored, and a child inherits that.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while process.poll() is None and not Path("run/checkpoint/last.safetensors").is_file():
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
