@@ -22,6 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ModuleNotFoundError as error:
+        if os.environ.get("SFA_DEBUG"):
+            raise
+        print(
+            f"sfa: error: this command needs {error.name}, which is not installed: run pip install '.[vision]' in the "
+            "source folder ('sfa env' lists all that is missing)",
+            file=sys.stderr,
+        )
+        return 2
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("SFA_DEBUG"):
             raise

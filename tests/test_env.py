@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,3 +87,17 @@ def test_only_torch_is_needed() -> None:
     """No package of the vision extra is imported to report on them."""
     code = "import sys; from sfa_ext import env; env.environment(); print('timm' in sys.modules)"
     assert in_new_process(code).stdout.split() == ["False"]
+
+
+def test_a_command_without_its_packages_names_the_remedy() -> None:
+    code = "import sys; sys.modules['timm'] = None; from sfa_ext import cli; sys.exit(cli.main(['params', 'scenes']))"
+    result = in_new_process(code)
+    assert result.returncode == 2
+    assert re.fullmatch(r"sfa: error: this command needs timm.*pip install '\.\[vision\]'.*\n", result.stderr)
+
+
+def test_the_example_for_kernel_users_runs() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    example = re.search(r"## For kernel users\n+```python\n(.*?)```", text, re.S).group(1)
+    result = in_new_process(example + "print(x.grad.shape, sum(map(len, best)))")
+    assert result.stdout.split("\n")[0] == "torch.Size([4, 1024, 512]) 6", result.stderr
