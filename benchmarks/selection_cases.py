@@ -32,6 +32,8 @@ class Case:
     names: tuple[str, ...]
     build: Callable[[], Candidates]
 
+    traffic: Callable[[], dict[str, int]] | None = None  # bytes of memory that each candidate reads and writes
+
     @property
     def label(self) -> str:
         return f"{self.op} {self.setting}"
@@ -135,6 +137,26 @@ def _adamw(gathered: bool) -> Candidates:
     }
 
 
+def _adamw_traffic(gathered: bool) -> dict[str, int]:
+    """Bytes to and from memory of one step, for tensors too large for caches, in whole lines of 64 bytes."""
+    numbers = entries = lines = 0
+    for shape in swinv2_base_shapes():
+        selected = torch.rand(shape).flatten() < SHARE
+        numbers += selected.numel()
+        entries += int(selected.sum())
+        lines += int(selected.view(-1, 16).any(1).sum())
+    gradients = 4 * entries if gathered else 64 * lines
+    checks = (8 + 2) * entries  # positions and rounds, read once before anything is changed
+    return {
+        # Positions and rounds; both moments and the weights' lines read and written; gradients.
+        "ours": checks + (8 + 2) * entries + 16 * entries + 2 * 64 * lines + gradients,
+        # Gradient and mask read, gradient written; then gradient, weight and moments read, the last three written.
+        "bool mask + fused AdamW": (4 + 1 + 4 + 28) * numbers,
+        "float mask + fused AdamW": (4 + 4 + 4 + 28) * numbers,
+        "torch.compile": (4 + 28) * numbers,
+    }
+
+
 def _swap() -> Candidates:
     weights = _randn()
     index = _drawn(weights)
@@ -168,7 +190,7 @@ CASES = (
     Case("accumulate_scores_", "gradient, float16", _PLAIN, lambda: _accumulate(torch.float16, "gradient")),
     Case("select_topk", "10 %, first round", (*_TOPK, "torch.compile"), lambda: _select(False)),
     Case("select_topk", "10 %, another 10 % excluded", _TOPK, lambda: _select(True)),
-    Case("sparse_adamw_", "10 %, dense gradients", _ADAMW, lambda: _adamw(False)),
-    Case("sparse_adamw_", "10 %, gathered gradients", _ADAMW, lambda: _adamw(True)),
+    Case("sparse_adamw_", "10 %, dense gradients", _ADAMW, lambda: _adamw(False), lambda: _adamw_traffic(False)),
+    Case("sparse_adamw_", "10 %, gathered gradients", _ADAMW, lambda: _adamw(True), lambda: _adamw_traffic(True)),
     Case("swap_values_", "10 %", _PLAIN, _swap),
 )
