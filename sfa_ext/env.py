@@ -38,6 +38,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "cuda": _cuda(),
         "ops": ops.backends(),
+        "backend_forced": os.environ.get("SFA_BACKEND") or None,
         "packages": _optional_packages(),
     }
     facts["advice"] = _advice(facts)
@@ -134,11 +135,11 @@ def _advice(facts: dict[str, Any]) -> list[str]:
         )
     elif not packages:
         advice.append("sfa_ext is not installed, it runs from a source tree: pip install -e '.[vision]'")
-    if cuda["devices"] and not cuda["library"]:
-        advice.append("this version of sfa_ext has no CUDA kernels: on the GPU its ops run as torch operators")
-    unserved = [op for op, served in facts["ops"].items() if cuda["devices"] and served["cuda"] == "none"]
-    if unserved:
-        advice.append(f"nothing serves {', '.join(unserved)} on the GPU: move their tensors to the CPU")
+    served = {served["cuda"] for served in facts["ops"].values()} if cuda["devices"] else set()
+    if "none" in served:
+        advice.append(f"SFA_BACKEND={facts['backend_forced']} asks for kernels that are not there: unset it")
+    if "reference" in served and facts["backend_forced"] is None:
+        advice.append("some ops run on the GPU as torch operators: build where nvcc is found, or pip install triton")
     return advice
 
 
@@ -161,6 +162,8 @@ def render(facts: dict[str, Any]) -> str:
         if device:
             described = f"{device['name']}, compute capability {device['capability']}, {device['memory_gib']} GiB"
         rows.append(("GPU", described))
+    forced = facts["backend_forced"]
+    rows.append(("backend of GPUs", f"{forced} (by SFA_BACKEND)" if forced else "chosen by what was built"))
     blocks = [_table(rows), "Backend of each op\n" + _backend_table(facts["ops"])]
     if facts["packages"]:
         packages = [(name, version or "not installed") for name, version in facts["packages"].items()]

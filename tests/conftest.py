@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 from collections.abc import Iterator
 
@@ -15,12 +17,20 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device the ops support; one that this machine lacks is skipped."""
-    if request.param == "cuda" and not torch.cuda.is_available():
+# Under TRITON_INTERPRET=1 Triton's kernels run on the CPU, and nothing else is worth a run.
+DEVICES = ("cpu-triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ("cpu", "cuda", "cuda-triton")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Each device the ops support, a GPU with every backend; what this machine lacks is skipped."""
+    from sfa_ext.ops.backends import using
+
+    kind, _, backend = request.param.partition("-")
+    if kind == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
-    return torch.device(request.param)
+    with using(backend) if backend else contextlib.nullcontext():
+        yield torch.device(kind)
 
 
 @pytest.fixture(autouse=True)

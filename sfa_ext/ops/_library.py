@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ CUDA_LIBRARY = FOLDER / "libsfa_cuda.so"
 
 
 def load() -> None:
-    """Loads libsfa_cpu (all schemas, CPU kernels) and, where torch has CUDA and it was built, libsfa_cuda.
+    """Loads libsfa_cpu (all schemas, CPU kernels) and libsfa_cuda, where torch has CUDA, it was built and SFA_BACKEND
+    does not ask for another backend.
 
     Raises ImportError if libsfa_cpu is missing or does not load.
     """
@@ -24,7 +26,8 @@ def load() -> None:
             "Build them with `pip install .` (or `make build` in a source tree)."
         )
     _load(CPU_LIBRARY)
-    if torch.version.cuda is not None and CUDA_LIBRARY.is_file():
+    wanted = os.environ.get("SFA_BACKEND") in (None, "", "cuda")
+    if wanted and torch.version.cuda is not None and CUDA_LIBRARY.is_file():
         _load(CUDA_LIBRARY)
 
 

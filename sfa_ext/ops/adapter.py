@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import checks, reference
 from ._library import LIBRARY, below_autograd, register_autocast
+from .backends import register_portable
 
 _ops = torch.ops.sfa
 
@@ -186,7 +187,7 @@ def lowered(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
-_KERNELS = {  # fake, Autograd; what serves other devices has the operator's name in reference.py
+_KERNELS = {  # fake, Autograd; torch's own way has the operator's name in reference.py
     "fused_adapter": (_fused_adapter_fake, _fused_adapter_autograd),
     "fused_adapter_keep": (_fused_adapter_keep_fake, _keep_autograd("fused_adapter")),
     "fused_adapter_backward": (_fused_adapter_backward_fake, _fused_adapter_backward_autograd),
@@ -197,6 +198,6 @@ _KERNELS = {  # fake, Autograd; what serves other devices has the operator's nam
 for _name, (_fake, _autograd) in _KERNELS.items():
     torch.library.register_fake(f"sfa::{_name}", _fake, lib=LIBRARY)
     LIBRARY.impl(_name, _autograd, "Autograd")
-    LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    register_portable(_name, getattr(reference, _name))
 register_autocast("fused_adapter", _fused_adapter_autocast)
 register_autocast("fused_adapter_norm", _fused_adapter_norm_autocast)

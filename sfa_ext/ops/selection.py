@@ -34,6 +34,7 @@ from torch import Tensor
 from . import reference_selection as reference
 from . import selection_checks as checks
 from ._library import LIBRARY, below_autograd
+from .backends import register_portable
 
 _ops = torch.ops.sfa
 
@@ -68,7 +69,7 @@ def _checked(op: Any, check: Callable[..., None], check_values: Callable[..., No
 def _register(name: str, check: Callable, check_values: Callable, fake: Callable, changed: Callable) -> None:
     torch.library.register_fake(f"sfa::{name}", fake, lib=LIBRARY)
     LIBRARY.impl(name, _checked(getattr(_ops, name), check, check_values, changed), "Autograd")
-    LIBRARY.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+    register_portable(name, getattr(reference, name))
 
 
 _register(
