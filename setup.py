@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import filecmp
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,18 +18,10 @@ from setuptools.errors import ExecError, SetupError
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
+from cuda_toolkit import CudaBuild, cuda_wish, plan  # noqa: E402
 from torch_location import OLDEST_TORCH, find_torch, torch_version  # noqa: E402
 
-
-def check_cuda_wish() -> None:
-    """SFA_CUDA=off|auto|on says whether CUDA kernels are built; this version has none to build."""
-    wish = os.environ.get("SFA_CUDA", "auto")
-    if wish not in ("off", "auto", "on"):
-        raise SetupError(f"SFA_CUDA must be off, auto or on, got {wish!r}")
-    if wish == "on":
-        raise SetupError(
-            "SFA_CUDA=on asks for CUDA kernels, but this version of sfa_ext has none; unset it, or use auto or off"
-        )
+CUDA_LIBRARY = "libsfa_cuda.so"
 
 
 def find_tool(name: str) -> str:
@@ -53,8 +46,33 @@ def run(*command: str) -> None:
         raise ExecError(f"this step of the build failed, its output stands above: {' '.join(command)}")
 
 
-def cmake_build(folder: Path, version: str) -> Path:
+def cuda_options(cuda: CudaBuild | str) -> list[str]:
+    """What CMake is told about CUDA; empty names take back what an earlier build in the same folder was told."""
+    if isinstance(cuda, str):
+        print(f"sfa_ext: CUDA kernels are not built: {cuda}", file=sys.stderr)
+        return ["-DSFA_CUDA_ARCHS=", "-DSFA_CUDA_TOOLKIT="]
+    archs = ", ".join(map(str, cuda.archs))
+    print(f"sfa_ext: CUDA kernels are built for compute capability {archs} with {cuda.nvcc}", file=sys.stderr)
+    return [
+        f"-DSFA_CUDA_ARCHS={','.join(map(str, cuda.archs))}",
+        f"-DSFA_CUDA_TOOLKIT={cuda.toolkit}",
+        f"-DCMAKE_CUDA_COMPILER={cuda.nvcc}",
+        f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(name for arch in cuda.archs for name in arch.cmake())}",
+    ]
+
+
+def forget_other_compiler(folder: Path, cuda: CudaBuild | str) -> None:
+    """CMake cannot change the CUDA compiler of a folder it has configured: let it start anew."""
+    cache = folder / "CMakeCache.txt"
+    known = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.+)$", cache.read_text(), re.M) if cache.is_file() else None
+    if known and not isinstance(cuda, str) and known.group(1) != str(cuda.nvcc):
+        cache.unlink()
+        shutil.rmtree(folder / "CMakeFiles")
+
+
+def cmake_build(folder: Path, version: str, developer: bool) -> Path:
     """Compiles everything in `folder` and returns the folder with the finished libraries."""
+    cuda_wish()
     torch = find_torch()
     if torch is None:
         oldest = ".".join(map(str, OLDEST_TORCH))
@@ -66,6 +84,8 @@ def cmake_build(folder: Path, version: str) -> Path:
             "pybind11 was not found; pip install pybind11, or build without --no-build-isolation"
         ) from None
     check_compiler()
+    cuda = plan(torch, developer)
+    forget_other_compiler(folder, cuda)
     cmake = find_tool("cmake")
     run(
         *(cmake, "--log-level=WARNING", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
@@ -75,9 +95,13 @@ def cmake_build(folder: Path, version: str) -> Path:
         f"-DTORCH_DIR={torch}",
         f"-DTORCH_VERSION={torch_version(torch)}",
         f"-DSFA_VERSION={version}",
+        *cuda_options(cuda),
     )
+    finished = folder / "out"
+    if isinstance(cuda, str):
+        (finished / CUDA_LIBRARY).unlink(missing_ok=True)
     run(cmake, "--build", str(folder))
-    return folder / "out"
+    return finished
 
 
 def install(source: Path, target: Path) -> None:
@@ -94,8 +118,8 @@ class BuildNative(build_ext):
     """Builds every library in one CMake run and puts them into the package, or into the working tree (`--inplace`)."""
 
     def run(self) -> None:
-        check_cuda_wish()
-        if self.inplace or self.editable_mode:
+        developer = self.inplace or self.editable_mode
+        if developer:
             # Kept, so that the next build compiles only what changed.
             package, folder = ROOT / "sfa_ext", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         else:
@@ -103,7 +127,9 @@ class BuildNative(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            finished = cmake_build(folder, self.distribution.get_version())
+            finished = cmake_build(folder, self.distribution.get_version(), developer)
+            if not (finished / CUDA_LIBRARY).is_file():
+                (package / "_lib" / CUDA_LIBRARY).unlink(missing_ok=True)
             for library in sorted(finished.iterdir()):
                 install(library, package / ("_lib" if library.name.startswith("lib") else "") / library.name)
 

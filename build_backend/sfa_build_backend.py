@@ -1,4 +1,4 @@
-"""PEP 517 backend: setuptools, with torch as a build requirement only where the target environment has none."""
+"""PEP 517 backend: setuptools, with torch and nvcc as build requirements only where they are missing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cuda_toolkit import toolkit_requirement
 from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401  (hooks that stay as they are)
     build_editable,
@@ -19,18 +20,17 @@ from setuptools.build_meta import (  # noqa: F401  (hooks that stay as they are)
 from torch_location import OLDEST_TORCH, find_torch
 
 
-def _with_torch(requires: list[str]) -> list[str]:
-    if find_torch() is None:
-        return [*requires, "torch>=" + ".".join(map(str, OLDEST_TORCH))]
-    return requires
+def _with_missing(requires: list[str]) -> list[str]:
+    torch = None if find_torch() else "torch>=" + ".".join(map(str, OLDEST_TORCH))
+    return [*requires, *(package for package in (torch, toolkit_requirement()) if package)]
 
 
 def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
-    return _with_torch(build_meta.get_requires_for_build_wheel(config_settings))
+    return _with_missing(build_meta.get_requires_for_build_wheel(config_settings))
 
 
 def get_requires_for_build_editable(config_settings: dict | None = None) -> list[str]:
-    return _with_torch(build_meta.get_requires_for_build_editable(config_settings))
+    return _with_missing(build_meta.get_requires_for_build_editable(config_settings))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 OLDEST_TORCH = (2, 10)
 
 
-def _site_folders() -> list[str]:
+def site_folders() -> list[str]:
     """Folders that may hold torch, the build's own import path first, then the target environment's.
 
     An isolated build hides the target's site-packages from `sys.path`, but `sysconfig` still names them.
@@ -34,9 +34,15 @@ def torch_version(folder: Path) -> str:
     return match.group(1) if match else "0"
 
 
+def torch_cuda_version(folder: Path) -> str | None:
+    """The CUDA release that the torch in `folder` was built with, such as "13.0"; None for a torch without CUDA."""
+    match = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)", (folder / "version.py").read_text(), re.M)
+    return match.group(1) if match else None
+
+
 def find_torch() -> Path | None:
     """Folder of the first torch that has the stable headers and is at least `OLDEST_TORCH`; None without one."""
-    for folder in _site_folders():
+    for folder in site_folders():
         torch = Path(folder, "torch")
         if not (torch / "include/torch/csrc/stable/library.h").is_file() or not (torch / "version.py").is_file():
             continue

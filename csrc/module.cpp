@@ -25,6 +25,7 @@ py::dict build_facts() {
   facts["architecture"] = SFA_ARCHITECTURE;
   facts["cpu_isas"] = split(SFA_CPU_ISAS);
   facts["cuda_archs"] = split(SFA_CUDA_ARCHS);
+  facts["cuda_compiler"] = SFA_CUDA_COMPILER;
   return facts;
 }
 
@@ -33,5 +34,5 @@ py::dict build_facts() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "How this copy of sfa_ext was built.";
   module.def("build_facts", &build_facts,
-             "Versions, compiler, and the CPU instruction sets and CUDA architectures this copy was compiled for.");
+             "Versions, compilers, and the CPU instruction sets and CUDA architectures this copy was compiled for.");
 }

@@ -139,7 +139,10 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     if "none" in served:
         advice.append(f"SFA_BACKEND={facts['backend_forced']} asks for kernels that are not there: unset it")
     if "reference" in served and facts["backend_forced"] is None:
-        advice.append("some ops run on the GPU as torch operators: build where nvcc is found, or pip install triton")
+        advice.append(
+            "some ops run on the GPU as torch operators: SFA_CUDA=on pip install . builds CUDA kernels or says what it "
+            "lacks for that; pip install triton brings kernels that need no build"
+        )
     return advice
 
 
@@ -154,7 +157,7 @@ def render(facts: dict[str, Any]) -> str:
         ("instruction set", _describe_isa(build, cpu)),
         ("libsfa_cpu", f"present ({CPU_LIBRARY})"),
         ("libsfa_cuda", f"present ({CUDA_LIBRARY})" if cuda["library"] else "absent"),
-        ("CUDA archs built", ", ".join(build.get("cuda_archs", [])) or "none"),
+        ("CUDA archs built", _describe_cuda_build(build)),
         ("CUDA of torch", cuda["torch_cuda"] or "none (a CPU build of torch)"),
     ]
     for device in cuda["devices"] or [None]:
@@ -177,6 +180,11 @@ def _describe_isa(build: dict[str, Any], cpu: dict[str, Any]) -> str:
     if cpu["isa_forced"]:
         text += f" (by SFA_CPU_ISA={cpu['isa_forced']})"
     return f"{text}; processor has {', '.join(cpu['isas_available'])}; compiled {', '.join(build.get('cpu_isas', []))}"
+
+
+def _describe_cuda_build(build: dict[str, Any]) -> str:
+    archs = build.get("cuda_archs", [])
+    return f"{', '.join(archs)} with {build.get('cuda_compiler', 'unknown')}" if archs else "none"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -19,11 +19,22 @@ def run(*command: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.Comple
     return subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
 
 
+def builds_cuda() -> bool:
+    """Whether this machine can build the CUDA kernels, as the build itself sees it."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'build_backend')!r}); import cuda_toolkit as c; "
+    code += "print(isinstance(c.plan(c.find_torch(), developer=False), c.CudaBuild))"
+    return run(sys.executable, "-c", code, SFA_CUDA="auto").stdout.strip() == "True"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With CUDA kernels for one architecture where there is an nvcc: it can build without a GPU."""
     folder = tmp_path_factory.mktemp("wheel")
     result = run(
-        *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT), cwd=folder
+        *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT),
+        cwd=folder,
+        SFA_CUDA="auto",
+        TORCH_CUDA_ARCH_LIST="8.0",
     )
     assert result.returncode == 0, result.stderr
     (path,) = folder.glob("*.whl")
@@ -36,6 +47,7 @@ def test_wheel_holds_what_the_package_needs_and_nothing_else(wheel: Path) -> Non
     package = ROOT / "sfa_ext"
     expected = {path.relative_to(ROOT).as_posix() for kind in kinds for path in package.rglob(kind)}
     expected |= {"sfa_ext/_lib/libsfa_cpu.so", "sfa_ext/_C" + sysconfig.get_config_var("EXT_SUFFIX")}
+    expected |= {"sfa_ext/_lib/libsfa_cuda.so"} if builds_cuda() else set()
     found = {name for name in names if ".dist-info/" not in name}
     assert found == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -50,7 +62,7 @@ def test_wheel_names_this_python_and_this_platform(wheel: Path) -> None:
 def test_libraries_hold_no_path_of_the_machine_that_built_them(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         libraries = {name: archive.read(name) for name in archive.namelist() if name.endswith(".so")}
-    assert len(libraries) == 2
+    assert len(libraries) == 2 + builds_cuda()
     assert not [name for name, content in libraries.items() if bytes(ROOT) in content or b"site-packages" in content]
 
 
@@ -69,6 +81,22 @@ print(sfa_ext.__file__)
     result = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(target))
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).is_relative_to(target)
+    if builds_cuda():
+        assert_cuda_kernels_load(target, empty)
+
+
+def assert_cuda_kernels_load(target: Path, empty: Path) -> None:
+    """Without a GPU too: the library is opened, and torch knows its kernels."""
+    code = """
+import torch, sfa_ext
+from sfa_ext import _C
+kernels = [op for op in sfa_ext.ops.backends() if torch._C._dispatch_has_kernel_for_dispatch_key("sfa::" + op, "CUDA")]
+print(*_C.build_facts()["cuda_archs"], len(kernels))
+"""
+    result = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(target))
+    archs, kernels = result.stdout.split()
+    assert archs == "8.0"
+    assert int(kernels) > 0
 
 
 def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
@@ -89,10 +117,10 @@ def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
     ("env", "message"),
     [
         ({"SFA_CUDA": "maybe"}, "error: SFA_CUDA must be off, auto or on, got 'maybe'"),
-        ({"SFA_CUDA": "on"}, "error: SFA_CUDA=on asks for CUDA kernels, but this version of sfa_ext has none"),
+        ({"CUDACXX": "no-such-nvcc", "TORCH_CUDA_ARCH_LIST": "8.0"}, "error: CUDACXX=no-such-nvcc does not name a"),
         ({"CXX": "no-such-compiler"}, "error: no C++ compiler found (looked for no-such-compiler)"),
     ],
-    ids=["unknown wish", "CUDA wished", "no compiler"],
+    ids=["unknown wish", "no CUDA compiler", "no compiler"],
 )
 def test_build_refuses_in_one_line(env: dict[str, str], message: str, tmp_path: Path) -> None:
     result = run(sys.executable, "setup.py", "-q", "build_ext", "-b", tmp_path, "-t", tmp_path, **env)

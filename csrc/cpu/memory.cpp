@@ -36,17 +36,6 @@ bool increasing(int64_t previous, const int64_t* index, int64_t n) {
   return (signs >> 63) == 0;
 }
 
-struct Span {
-  const char* begin;
-  const char* end;
-  bool written;
-};
-
-Span span_of(const Tensor& t, bool written) {
-  const char* begin = static_cast<const char*>(t.const_data_ptr());
-  return {begin, begin + t.numel() * static_cast<int64_t>(t.element_size()), written};
-}
-
 }  // namespace
 
 int64_t first_unsorted(const std::vector<Tensor>& index, const std::vector<int64_t>& limits) {
@@ -66,28 +55,6 @@ int64_t first_unsorted(const std::vector<Tensor>& index, const std::vector<int64
     lower(first, c.list);
   });
   return first == none ? -1 : first.load();
-}
-
-bool overlap(const std::vector<Tensor>& written, const std::vector<Tensor>& read) {
-  std::vector<Span> spans;
-  for (const Tensor& t : written) spans.push_back(span_of(t, true));
-  for (const Tensor& t : read) spans.push_back(span_of(t, false));
-  std::erase_if(spans, [](const Span& s) { return s.begin == s.end; });
-  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  const char* written_end = nullptr;
-  const char* any_end = nullptr;
-  for (const Span& s : spans) {
-    if (s.begin < (s.written ? any_end : written_end)) return true;
-    any_end = std::max(any_end, s.end);
-    if (s.written) written_end = std::max(written_end, s.end);
-  }
-  return false;
-}
-
-std::vector<Tensor> contiguous(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> result;
-  for (const Tensor& t : tensors) result.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
-  return result;
 }
 
 }  // namespace sfa::cpu

@@ -1,0 +1,42 @@
+// Launching a kernel and what may go wrong with it. Knows the CUDA runtime and no torch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+namespace sfa::cuda {
+
+inline std::string explain(cudaError_t error) {
+  const std::string text = std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+  switch (error) {
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+      return text +
+             ". The CUDA kernels of sfa_ext were not built for this GPU: `sfa env` says for which they were; build "
+             "sfa_ext on this machine, or with TORCH_CUDA_ARCH_LIST naming its compute capability";
+    case cudaErrorInsufficientDriver:
+    case cudaErrorUnsupportedPtxVersion:
+      return text +
+             ". The driver is older than the CUDA kernels of sfa_ext: update it, or build with an older nvcc (CUDACXX)";
+    default:
+      return text;
+  }
+}
+
+// Raises if `error` is one; `what` says during what.
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + explain(error));
+}
+
+// Starts kernel<<<grid, block, shared_bytes, stream>>>(args...) and raises if it cannot start.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, const Arguments&... args) {
+  kernel<<<grid, block, shared_bytes, stream>>>(args...);
+  check(cudaGetLastError(), name);
+}
+
+}  // namespace sfa::cuda
