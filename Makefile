@@ -17,11 +17,13 @@ help:
 	@echo 'make one-binary  run the op tests with one wheel on the oldest and the newest torch'
 
 # torch and torchvision come first and together: they have to be of one release, and the build uses the torch it finds.
-# Where there is a GPU but no nvcc, the latter comes from the package index too.
+# Where there is a GPU but no nvcc, the latter comes from the package index too. The last line is for the tests
+# alone: with CUDA 12's run-time compiler they compile for the V100, which nvcc 13 does not know.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q 'torch>=2.10' torchvision setuptools
 	$(PY) -m pip install -q $$($(PY) build_backend/cuda_toolkit.py) -e '.[vision,test]'
+	$(PY) -m pip install -q 'nvidia-cuda-nvrtc-cu12==12.9.*'
 	touch $@
 
 build: $(READY)

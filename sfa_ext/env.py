@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sfa_ext import __version__, ops
-from sfa_ext.ops._library import CPU_LIBRARY, CUDA_LIBRARY
+from sfa_ext.ops._library import CPU_LIBRARY, CUDA_LIBRARY, cuda_obstacle
 
 # The flags of /proc/cpuinfo that a processor needs for each set the kernels are compiled for.
 _ISA_FLAGS = {
@@ -87,6 +87,7 @@ def _cuda() -> dict[str, Any]:
     return {
         "torch_cuda": torch.version.cuda,
         "library": CUDA_LIBRARY.is_file(),
+        "obstacle": cuda_obstacle(),
         "devices": [
             {
                 "name": device.name,
@@ -135,6 +136,11 @@ def _advice(facts: dict[str, Any]) -> list[str]:
         )
     elif not packages:
         advice.append("sfa_ext is not installed, it runs from a source tree: pip install -e '.[vision]'")
+    if cuda["obstacle"] and cuda["devices"]:
+        advice.append(
+            f"the CUDA kernels are not used, since {cuda['obstacle']}: build again on this machine, or with "
+            "TORCH_CUDA_ARCH_LIST naming every GPU; for a V100 with CUDA 12, as the README says"
+        )
     served = {served["cuda"] for served in facts["ops"].values()} if cuda["devices"] else set()
     if "none" in served:
         advice.append(f"SFA_BACKEND={facts['backend_forced']} asks for kernels that are not there: unset it")
@@ -156,7 +162,7 @@ def render(facts: dict[str, Any]) -> str:
         ("processor", f"{cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads in use"),
         ("instruction set", _describe_isa(build, cpu)),
         ("libsfa_cpu", f"present ({CPU_LIBRARY})"),
-        ("libsfa_cuda", f"present ({CUDA_LIBRARY})" if cuda["library"] else "absent"),
+        ("libsfa_cuda", _describe_cuda_library(cuda)),
         ("CUDA archs built", _describe_cuda_build(build)),
         ("CUDA of torch", cuda["torch_cuda"] or "none (a CPU build of torch)"),
     ]
@@ -180,6 +186,12 @@ def _describe_isa(build: dict[str, Any], cpu: dict[str, Any]) -> str:
     if cpu["isa_forced"]:
         text += f" (by SFA_CPU_ISA={cpu['isa_forced']})"
     return f"{text}; processor has {', '.join(cpu['isas_available'])}; compiled {', '.join(build.get('cpu_isas', []))}"
+
+
+def _describe_cuda_library(cuda: dict[str, Any]) -> str:
+    if not cuda["library"]:
+        return "absent"
+    return f"present ({CUDA_LIBRARY})" + (f", not used: {cuda['obstacle']}" if cuda["obstacle"] else "")
 
 
 def _describe_cuda_build(build: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ print(*_C.build_facts()["cuda_archs"], len(kernels))
     result = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(target))
     archs, kernels = result.stdout.split()
     assert archs == "8.0"
-    assert int(kernels) > 0
+    assert int(kernels) >= 4
 
 
 def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:

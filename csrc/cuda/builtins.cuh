@@ -4,6 +4,9 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #include "ptx.cuh"
+#if !defined(__CUDACC_RTC__)
+#include "launch.h"
+#endif
 #else
 #include <cuda_emulator.h>
 #endif

@@ -1,4 +1,4 @@
-// The device and the stream a kernel runs on: those of a tensor, never the default ones.
+// The device and the stream an operator runs on: those of its tensors, never the default ones.
 #pragma once
 
 #define USE_CUDA
@@ -8,15 +8,22 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <vector>
+
 // Only in libtorch_cuda.so: this library must also load where torch comes without it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace sfa::cuda {
 
-// Makes the device of `t` the current one until it is destroyed, and knows the current stream of that device.
+// Makes the device of `t` the current one until it is destroyed, and knows the current stream of that device. Raises
+// unless all of `others` are on the same device.
 class OnDevice {
  public:
-  explicit OnDevice(const torch::stable::Tensor& t) : guard_(t.get_device_index()) {
+  using Tensor = torch::stable::Tensor;
+
+  explicit OnDevice(const Tensor& t, const std::vector<Tensor>& others = {}) : guard_(index_of(t)) {
+    for (const Tensor& other : others)
+      STD_TORCH_CHECK(index_of(other) == index_of(t), "all tensors must be on one CUDA device");
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch comes without CUDA");
     void* stream = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS,
@@ -27,6 +34,11 @@ class OnDevice {
   cudaStream_t stream() const { return stream_; }
 
  private:
+  static int32_t index_of(const Tensor& t) {
+    STD_TORCH_CHECK(t.is_cuda(), "all tensors must be on a CUDA device");
+    return t.get_device_index();
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };

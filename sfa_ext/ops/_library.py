@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
+from . import gpus
+
 FOLDER = Path(__file__).resolve().parent.parent / "_lib"
 CPU_LIBRARY = FOLDER / "libsfa_cpu.so"
 CUDA_LIBRARY = FOLDER / "libsfa_cuda.so"
 
 
 def load() -> None:
-    """Loads libsfa_cpu (all schemas, CPU kernels) and libsfa_cuda, where torch has CUDA, it was built and SFA_BACKEND
-    does not ask for another backend.
+    """Loads libsfa_cpu (all schemas, CPU kernels) and libsfa_cuda where it was built, runs on every GPU of this machine
+    and SFA_BACKEND does not ask for another backend; SFA_BACKEND=cuda loads it beside any torch with CUDA.
 
     Raises ImportError if libsfa_cpu is missing or does not load.
     """
@@ -26,9 +28,20 @@ def load() -> None:
             "Build them with `pip install .` (or `make build` in a source tree)."
         )
     _load(CPU_LIBRARY)
-    wanted = os.environ.get("SFA_BACKEND") in (None, "", "cuda")
-    if wanted and torch.version.cuda is not None and CUDA_LIBRARY.is_file():
+    if not CUDA_LIBRARY.is_file():
+        return
+    wish = os.environ.get("SFA_BACKEND")
+    if wish == "cuda" and torch.version.cuda is not None or not wish and cuda_obstacle() is None:
         _load(CUDA_LIBRARY)
+
+
+def cuda_obstacle() -> str | None:
+    """Why the compiled CUDA kernels cannot be used here; None where they can, and where none were built."""
+    if not CUDA_LIBRARY.is_file():
+        return None
+    from sfa_ext import _C
+
+    return gpus.obstacle(torch.version.cuda, _C.build_facts()["cuda_archs"])
 
 
 def _load(path: Path) -> None:

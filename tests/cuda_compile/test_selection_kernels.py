@@ -1,0 +1,34 @@
+"""The selection kernels on every architecture: they compile, spill nothing and leave room for all threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import compile as compiler
+
+SOURCE = Path(__file__).parent / "selection_kernels.cu"
+# With these all threads that a multiprocessor can hold (2048 with 65536 registers, from sm_75 on 1024 to 1536) fit, but
+# for the double arithmetic of AdamW.
+REGISTERS = {
+    "accumulate_kernel": 48,
+    "adamw_kernel": 96,
+    "age_kernel": 64,
+    "bounds_kernel": 32,
+    "digit_kernel": 64,
+    "histogram_kernel": 42,
+    "place_kernel": 64,
+    "start_kernel": 32,
+    "swap_kernel": 32,
+    "tally_kernel": 42,
+    "write_kernel": 42,
+}
+
+
+def test_on_every_architecture_of_nvcc() -> None:
+    kernels = compiler.with_nvcc(SOURCE)
+    compiler.expect_lean(kernels, REGISTERS)
+    assert {name for name in REGISTERS if any(name in kernel.name for kernel in kernels)} == set(REGISTERS)
+
+
+def test_on_v100() -> None:
+    compiler.expect_lean(compiler.with_nvrtc(SOURCE), REGISTERS)
