@@ -161,12 +161,13 @@ def toolkit_of(nvcc: Path) -> Path:
     return Path(match.group(1)).resolve() if match else nvcc.resolve().parent.parent
 
 
-def _known_archs(nvcc: Path) -> list[int]:
+def known_archs(nvcc: Path) -> list[int]:
+    """What the compiler can compile for, 80 for compute capability 8.0."""
     return sorted({int(number) for number in re.findall(r"sm_(\d+)\b", _ask(nvcc, "--list-gpu-code"))})
 
 
 def _chosen_archs(nvcc: Path) -> tuple[Arch, ...]:
-    known = _known_archs(nvcc)
+    known = known_archs(nvcc)
     if wish := os.environ.get("TORCH_CUDA_ARCH_LIST"):
         archs = parse_arch_list(wish)
         if missing := [str(arch) for arch in archs if arch.number not in known]:

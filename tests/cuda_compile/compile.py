@@ -43,7 +43,7 @@ def with_nvcc(source: Path, *flags: str) -> list[Kernel]:
     nvcc = cuda_toolkit.find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
-    known = cuda_toolkit._known_archs(nvcc)
+    known = cuda_toolkit.known_archs(nvcc)
     archs = [arch for arch in cuda_toolkit.DEFAULT_ARCHS if arch in known]
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     with tempfile.TemporaryDirectory() as folder:
