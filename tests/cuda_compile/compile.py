@@ -79,9 +79,10 @@ def with_nvrtc(source: Path, arch: str = "sm_70") -> list[Kernel]:
 
 
 def expect_lean(kernels: list[Kernel], registers: dict[str, int]) -> None:
-    """Every kernel spills nothing, has no array in local memory and keeps to the registers allowed to its name."""
+    """Every kernel spills nothing, has no array in local memory and keeps to the registers allowed to its name; on
+    sm_75 to 64 where that is more: a multiprocessor holds half as many threads there with as many registers."""
     assert kernels
     for kernel in kernels:
         (limit,) = {limit for name, limit in registers.items() if name in kernel.name}
         assert kernel.spills == kernel.stack == 0, kernel
-        assert kernel.registers <= limit, kernel
+        assert kernel.registers <= (max(limit, 64) if kernel.arch == "sm_75" else limit), kernel

@@ -7,8 +7,8 @@ from pathlib import Path
 import compile as compiler
 
 SOURCE = Path(__file__).parent / "selection_kernels.cu"
-# With these all threads that a multiprocessor can hold (2048 with 65536 registers, from sm_75 on 1024 to 1536) fit, but
-# for the double arithmetic of AdamW.
+# Up to 42 leave room for the 1536 threads that a multiprocessor of sm_86 holds. AdamW has the loads of four entries
+# under way at once, which takes registers; kernels of one block may have 64.
 REGISTERS = {
     "accumulate_kernel": 48,
     "adamw_kernel": 96,
