@@ -214,7 +214,7 @@ void refusals() {
 int main(int count, char** arguments) {
   const bool reduced = count > 1 && std::string(arguments[1]) == "reduced";
   const std::vector<int64_t> sizes =
-      reduced ? std::vector<int64_t>{33, 0, 1, 700} : std::vector<int64_t>{77, 1, 0, 5000, 150};
+      reduced ? std::vector<int64_t>{33, 0, 7, 700} : std::vector<int64_t>{77, 1, 15, 2000, 0, 150};
   every_kind<uint32_t>(sizes, "float32");
   several_chunks();
   if (!reduced) {
