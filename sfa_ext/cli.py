@@ -81,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", help="folder for the overlays (default: RUN/predictions)")
     predict.add_argument("--device", default="auto")
 
+    _delta_commands(commands)
+
+    serve = _command(commands, "serve", _serve, "try the tasks of a folder on images of your own, in a browser")
+    serve.add_argument("folder", metavar="BANK_DIR", help="folder that holds task files, or folders of runs")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    serve.add_argument("--backbone", metavar="FILE", help="weights of the backbone (default: as the recipes say)")
+    serve.add_argument("--keep", choices=("device", "host", "disk"), default="device", help="where unused tasks wait")
+    serve.add_argument("--limit", type=float, default=20, metavar="MB", help="largest upload (default: %(default)s)")
+    serve.add_argument("--device", default="auto")
+
     params = _command(commands, "params", _params, "what recipes train, counted without training")
     params.add_argument("recipes", metavar="RECIPE", nargs="+", help="recipes or key=value overrides for all of them")
     params.add_argument("--json", action="store_true", help="print JSON")
@@ -88,6 +99,44 @@ def _parser() -> argparse.ArgumentParser:
     env = _command(commands, "env", _env, "versions, instruction sets, backends, and what is missing")
     env.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _delta_commands(commands) -> None:
+    delta = commands.add_parser("delta", help="task files: export, look into, check, merge, compare, fold")
+    parts = delta.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    file = {"metavar": "TASK", "help": "a task file, or the folder of a run"}
+    weights = {"metavar": "FILE", "help": "weights of the backbone (default: as the task's recipe says)"}
+
+    export = _command(parts, "export", _export, "write a run's task file, in another dtype if wanted")
+    export.add_argument("file", metavar="RUN", help="folder of a finished run, or a task file")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of values (default: as trained)")
+    export.add_argument("--out", help="file to write (default: RUN.safetensors)")
+
+    info = _command(parts, "info", _info, "what a task file holds: where its bytes go, where its weights are")
+    info.add_argument("file", **file)
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.add_argument("--picture", metavar="PNG", help="also draw the share of selected weights by layer")
+
+    verify = _command(parts, "verify", _verify, "check a task file to the last byte, and that it fits its backbone")
+    verify.add_argument("file", **file)
+    verify.add_argument("--backbone", **weights)
+
+    apply = _command(parts, "apply", _apply, "write the whole model: a checkpoint for timm, or a module of its own")
+    apply.add_argument("file", **file)
+    apply.add_argument("--out", required=True, help="file to write: .safetensors, or .pt2 with --module")
+    apply.add_argument("--module", action="store_true", help="backbone, method and head as one exported torch program")
+    apply.add_argument("--backbone", **weights)
+
+    diff = _command(parts, "diff", _diff, "how two tasks differ: what they select, their values, their results")
+    diff.add_argument("first", **file)
+    diff.add_argument("second", **file)
+    diff.add_argument("--json", action="store_true", help="print JSON")
+
+    fold = _command(parts, "fold", _fold, "make a task's selected weights part of the backbone, for later tasks")
+    fold.add_argument("file", **file)
+    fold.add_argument("--out", required=True, help="folder to write: backbone.safetensors and the task on it")
+    fold.add_argument("--rebase", metavar="TASK", nargs="*", default=[], help="other tasks to carry over")
+    fold.add_argument("--backbone", **weights)
 
 
 def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
@@ -146,6 +195,83 @@ def _predict(options: argparse.Namespace) -> None:
     folder = options.out or Path(options.folder) / "predictions"
     for image, overlay in predict.predict_files(model, options.images, folder):
         print(f"{image} -> {overlay}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from sfa_ext import deltas
+    from sfa_ext.training.run import task_file
+
+    path = task_file(options.file)
+    task = deltas.read(path)
+    out = Path(options.out or f"{deltas.task_name(path)}.safetensors")
+    deltas.write(out, task if options.dtype is None else task.to(deltas.DTYPES[options.dtype]))
+    print(f"{path} -> {out}  {out.stat().st_size:,} bytes")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from sfa_ext.deltas import account
+    from sfa_ext.training.run import task_file
+
+    facts = account.account(task_file(options.file))
+    print(json.dumps(facts) if options.json else account.render(facts))
+    if options.picture:
+        from sfa_ext.report.run import draw_selection
+
+        print(f"picture: {draw_selection(task_file(options.file), Path(options.picture))}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from sfa_ext import deltas
+    from sfa_ext.training.run import backbone_of, task_file
+
+    path = task_file(options.file)
+    task = deltas.read(path)
+    print(f"{path}: whole; its checksum and every position are right")
+    deltas.TaskBank(backbone_of(task, str(path), options.backbone)).add(path)
+    print(f"{path}: fits its backbone, fingerprint {task.meta['fingerprint'][:12]}")
+
+
+def _apply(options: argparse.Namespace) -> None:
+    from sfa_ext.deltas import whole
+    from sfa_ext.training.run import backbone_of, task_file
+
+    path = task_file(options.file)
+    write = whole.write_module if options.module else whole.write_checkpoint
+    print(write(path, lambda task: backbone_of(task, str(path), options.backbone, "cpu"), options.out))
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from sfa_ext import deltas
+    from sfa_ext.deltas import account
+    from sfa_ext.training.run import task_file
+
+    paths = [task_file(f) for f in (options.first, options.second)]
+    found = account.compare(*(deltas.read(p) for p in paths))
+    print(json.dumps(found) if options.json else account.render_comparison(found, tuple(map(str, paths))))
+
+
+def _fold(options: argparse.Namespace) -> None:
+    from sfa_ext.deltas import whole
+    from sfa_ext.training.run import backbone_of, task_file
+
+    paths = [task_file(f) for f in (options.file, *options.rebase)]
+    build = lambda task: backbone_of(task, str(paths[0]), options.backbone, "cpu")  # noqa: E731
+    for written in whole.write_folded(paths[0], paths[1:], build, options.out):
+        print(written)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from sfa_ext.serve import serve
+
+    serve(
+        options.folder,
+        host=options.host,
+        port=options.port,
+        checkpoint=options.backbone,
+        keep=options.keep,
+        limit=int(options.limit * 1e6),
+        device=options.device,
+    )
 
 
 def _params(options: argparse.Namespace) -> None:

@@ -25,10 +25,11 @@ FLOORS = {
     "backbones": {"ops", "files"},
     "tasks": {"ops", "data"},
     "methods": {"files", "ops", "selection", "optim", "backbones"},
-    "deltas": {"files", "ops", "selection", "optim", "backbones", "methods"},
-    "report": {"data", "tasks", "files"},
+    "deltas": {"files", "ops", "selection", "optim", "backbones", "data", "tasks", "methods"},
+    "report": {"data", "tasks", "deltas", "files"},
     "training": {"ops", "data", "selection", "optim", "backbones", "tasks", "methods", "deltas", "env", "files"},
 }
+FLOORS["serve"] = {"deltas", "tasks", "training"}
 FLOORS["demo"] = {"data", "report", "training", "files"}
 FLOORS["cli"] = set(FLOORS)
 
@@ -40,7 +41,13 @@ OUTSIDE = {
     "env": {"torch"},
     "methods": {"torch"},
 }
-DECLARED_AS = {"skimage": "scikit-image", "yaml": "jsonargparse", "numpy": "torchvision", "PIL": "torchvision"}
+DECLARED_AS = {
+    "skimage": "scikit-image",
+    "yaml": "jsonargparse",
+    "numpy": "torchvision",
+    "PIL": "torchvision",
+    "werkzeug": "flask",
+}
 HEAVY = (
     "timm",
     "transformers",

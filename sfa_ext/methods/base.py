@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sfa_ext.backbones import accounted_size, fingerprint, plain_state
 from sfa_ext.files import read_tensors, write_tensors
+from sfa_ext.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class ParameterReport:
 
 class Adaptation(abc.ABC):
     """A backbone adapted in place. Made by `sfa_ext.adapt`."""
+
+    selection: Selection | None = None  # the pretrained weights that the method selects, where it does
 
     def __init__(self, backbone: nn.Module, settings: Method):
         self.backbone = backbone

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import safe_open
 
+from sfa_ext import deltas
 from sfa_ext.files import write_text
 from sfa_ext.report import plots
 
@@ -20,21 +20,22 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def task_meta(folder: Path) -> dict[str, Any]:
     """What the run's task file says of itself."""
-    with safe_open(folder / "task.safetensors", "pt") as file:
-        return json.loads(file.metadata()["meta"])
+    return deltas.read(folder / "task.safetensors").meta
 
 
 def selected_by_weight(folder: Path) -> dict[str, tuple[int, int]]:
     """(selected entries, all entries) of each weight that could be selected; empty without an internal adapter."""
-    sizes = task_meta(folder).get("eligible", {})
-    with safe_open(folder / "task.safetensors", "pt") as file:
-        keys = set(file.keys())
-        found = {}
-        for name, size in sizes.items():
-            key = f"method/selection/{name}/index"
-            if key in keys:
-                found[name] = (file.get_slice(key).get_shape()[0], size)
-    return found
+    return deltas.read(folder / "task.safetensors").counts()
+
+
+def draw_selection(task: Path, path: Path) -> Path:
+    """Draws the share of selected weights by layer of a task file. Raises ValueError where it selects none."""
+    found = deltas.read(task)
+    if not found.selected:
+        raise ValueError(f"{task}: selects no weights, there is nothing to draw")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.selection({found.meta["method"]["name"]: found.counts()}, path)
+    return path
 
 
 def percent(value: float) -> str:

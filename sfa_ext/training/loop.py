@@ -14,10 +14,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from sfa_ext import data
+from sfa_ext import data, deltas
 from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
-from sfa_ext.files import write_tensors, write_text
+from sfa_ext.files import write_text
 from sfa_ext.training import checkpoint, schedule
 from sfa_ext.training.evaluate import evaluate
 from sfa_ext.training.folder import CHECKPOINT, CONFIG, TASK
@@ -168,7 +168,8 @@ class Fit:
             self._evaluate(log, split)
             self.results[split]["at"] = self.step
         if missing or not (self.folder / TASK).is_file():
-            write_tensors(self.folder / TASK, self.model.state(), self._task_meta())
+            task = deltas.collect(self.model.adaptation, self.model.task, **self._task_meta())
+            deltas.write(self.folder / TASK, task)
             self._save()
 
     def _splits(self) -> list[str]:
@@ -185,8 +186,8 @@ class Fit:
 
     def _task_meta(self) -> dict[str, Any]:
         return {
-            "format": 1,
-            "fingerprint": self.model.adaptation.fingerprint,
+            "head": {"name": self.recipe.task.name, "settings": self.recipe.as_dict()["task"]["settings"]},
+            "crop": self.recipe.data.crop,
             "classes": list(self.model.classes.names),
             "objects": list(self.model.classes.objects),
             "palette": self.model.classes.palette,
@@ -194,17 +195,11 @@ class Fit:
             "results": self.results,
             "seconds": self.seconds,
             "parameters": self._parameters(),
-            "eligible": self._eligible(),
         }
 
     def _parameters(self) -> dict[str, float]:
         report = self.model.adaptation.report()
         return dataclasses.asdict(report) | {"share": report.share}
-
-    def _eligible(self) -> dict[str, int]:
-        """Size of every weight that the method's search could select from."""
-        selection = getattr(self.model.adaptation, "selection", None)
-        return {n: w.numel() for n, w in selection.weights.items()} if selection else {}
 
     def _save(self) -> None:
         meta = {"step": self.step, "skipped": self.skipped, "seconds": self.seconds, "results": self.results}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sfa_ext import backbones, tasks
 from sfa_ext.methods import Adaptation, adapt, resolve
+from sfa_ext.tasks import inference
 from sfa_ext.training.recipe import Recipe
 from sfa_ext.training.seeds import derive, stream
-
-STRIDE = 32  # the coarsest map; images are padded to a multiple of it
 
 
 @dataclass
@@ -48,19 +47,8 @@ class Model:
         self.task.train(mode)
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """The task's prediction for normalised images [B, 3, H, W] of any size, at their size.
-
-        The network sees them at the scale it was trained at: with the shorter side as long as the training crop.
-        """
-        size = tuple(images.shape[-2:])
-        factor = self.crop / min(size)
-        if factor != 1:
-            scaled = [max(1, round(side * factor)) for side in size]
-            images = F.interpolate(images, scaled, mode="bilinear", antialias=True, align_corners=False)
-        height, width = images.shape[-2:]
-        padded = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
-        found = self.task.predict(self.backbone(padded), tuple(padded.shape[-2:]))
-        return {n: _fit(t[..., :height, :width], size) if t.dim() >= 3 else t for n, t in found.items()}
+        """As `tasks.inference.predict`, at the scale of the training crop."""
+        return inference.predict(self.backbone, self.task, images, self.crop)
 
     def state(self) -> dict[str, Tensor]:
         """All that differs from the bare backbone: the method's tensors and the head, as a flat dict."""
@@ -92,12 +80,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _fit(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps [B, C, h, w] or [B, h, w] brought to `size`."""
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    flat = maps if maps.dim() == 4 else maps[:, None]
-    return F.interpolate(flat, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
+def build_backbone(recipe: Recipe, dynamic: bool, checkpoint: str | Path | None = None) -> nn.Module:
+    """The bare backbone of a recipe, with the weights in `checkpoint` instead of its own where that is given."""
+    part = recipe.backbone
+    with stream(recipe.seed, "backbone"):
+        return backbones.build(
+            part.name,
+            size=recipe.data.crop,
+            pretrained=part.pretrained,
+            checkpoint=checkpoint or part.checkpoint,
+            drop_path=part.drop_path,
+            dynamic=dynamic,
+        )
 
 
 def build(recipe: Recipe, classes: Classes, device: torch.device, dynamic: bool | None = None) -> Model:
@@ -105,17 +99,8 @@ def build(recipe: Recipe, classes: Classes, device: torch.device, dynamic: bool 
 
     dynamic: take images of any size; None decides by the data set (scenes are all as large as the crop).
     """
-    part = recipe.backbone
     dynamic = recipe.data.name != "scenes" if dynamic is None else dynamic
-    with stream(recipe.seed, "backbone"):
-        backbone = backbones.build(
-            part.name,
-            size=recipe.data.crop,
-            pretrained=part.pretrained,
-            checkpoint=part.checkpoint,
-            drop_path=part.drop_path,
-            dynamic=dynamic,
-        ).to(device)
+    backbone = build_backbone(recipe, dynamic).to(device)
     method = resolve(recipe.method.name, backbone, recipe.method.settings)
     adaptation = adapt(backbone, method, seed=derive(recipe.seed, "method"))
     channels = backbone.feature_info.channels()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from sfa_ext.data.augment import normalise
+from sfa_ext.tasks import inference
 from sfa_ext.tasks.overlay import overlay
 from sfa_ext.training.model import Model
 
@@ -47,8 +48,7 @@ def label_map(model: Model, image: np.ndarray) -> np.ndarray:
     device = next(model.task.parameters()).device
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     model.train(False)
-    scores = model.predict(normalise(tensor)[None].to(device))["semantic"]
-    return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
+    return inference.labels(model.predict(normalise(tensor)[None].to(device)))
 
 
 def _names(paths: Sequence[Path], folder: Path) -> list[Path]:

@@ -152,6 +152,11 @@ def load(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Rec
     return _parse(values, arguments, str(path))
 
 
+def from_dict(values: dict[str, Any], where: str) -> Recipe:
+    """The recipe that `Recipe.as_dict` gave. Raises ValueError for an unknown key or a wrong type, after `where`."""
+    return _parse(values, [], where)
+
+
 def _settings_that_fit(values: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
     """Where method.name is overridden, only those of the recipe's method.settings stay that the new method knows."""
     names = [o.removeprefix("method.name=") for o in overrides if o.startswith("method.name=")]

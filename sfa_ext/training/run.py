@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sfa_ext.files import read_tensors
+from torch import nn
+
+from sfa_ext import deltas
+from sfa_ext.backbones import fingerprint, plain_state
 from sfa_ext.training.folder import CONFIG, TASK
-from sfa_ext.training.model import Classes, Model, build, pick_device
-from sfa_ext.training.recipe import Recipe, load
+from sfa_ext.training.model import Classes, Model, build, build_backbone, pick_device
+from sfa_ext.training.recipe import Recipe, from_dict, load
 
 
 def open_run(
@@ -25,14 +28,37 @@ def open_run(
     if not (folder / TASK).is_file():
         raise FileNotFoundError(f"run {folder}: no {TASK} yet; the run is not finished, resume it with `sfa fit`")
     recipe = load(folder / CONFIG)
-    tensors, meta = read_tensors(folder / TASK)
-    classes = Classes(tuple(meta["classes"]), tuple(meta["objects"]), meta["palette"])
+    task = deltas.read(folder / TASK)
+    classes = Classes(tuple(task.meta["classes"]), tuple(task.meta["objects"]), task.meta["palette"])
     model = build(recipe, classes, pick_device(device), dynamic)
-    if (here := model.adaptation.fingerprint) != meta["fingerprint"]:
-        raise ValueError(
-            f"{folder / TASK}: belongs to another backbone "
-            f"(fingerprint {meta['fingerprint'][:12]}, {recipe.backbone.name} here has {here[:12]})"
-        )
-    model.load_state({n: t.to(next(model.task.parameters()).device) for n, t in tensors.items()})
+    try:
+        deltas.restore(task, model.adaptation, model.task)
+    except ValueError as error:
+        raise ValueError(f"{folder / TASK}: {error}") from error
     model.train(False)
-    return recipe, model, meta
+    return recipe, model, task.meta
+
+
+def task_file(path: str | Path) -> Path:
+    """The task file at `path`, which may be the folder of a run. Raises FileNotFoundError."""
+    path = Path(path)
+    found = path / TASK if path.is_dir() else path
+    if not found.is_file():
+        raise FileNotFoundError(f"{path}: no task file there; give one, or the folder of a finished run")
+    return found
+
+
+def backbone_of(task: deltas.Task, where: str, checkpoint: str | None = None, device: str = "auto") -> nn.Module:
+    """The backbone a task was trained from, bare, for images of any size, as its recipe describes it.
+
+    checkpoint: a file with its weights, instead of where the recipe found them. Raises ValueError where the task
+    names no recipe or the weights are others than those it was trained from.
+    """
+    if task.meta["recipe"] is None:
+        raise ValueError(f"{where}: holds no recipe to build its backbone from; use sfa_ext.deltas in Python")
+    backbone = build_backbone(from_dict(task.meta["recipe"], where), True, checkpoint).to(pick_device(device)).eval()
+    try:
+        deltas.check_backbone(task, fingerprint(plain_state(backbone)))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return backbone
