@@ -99,6 +99,7 @@ def fit(task: Task, backbone: nn.Module, head: nn.Module | None = None) -> Fitte
     backbone, the method's settings or the head do not take the task's tensors.
     """
     device = next(backbone.parameters()).device
+    _check_size(task, backbone)
     sparse = _sparse(task, dict(backbone.named_parameters()), device)
     head = _head(task, backbone, head, device)
     rewiring, own, whole = _method(task, backbone)
@@ -109,6 +110,18 @@ def fit(task: Task, backbone: nn.Module, head: nn.Module | None = None) -> Fitte
     for tensor in own:
         tensor.requires_grad_(False)
     return FittedTask(task.meta, head, rewiring, own, sparse, whole)
+
+
+def _check_size(task: Task, backbone: nn.Module) -> None:
+    """Windows and shifts follow from the size a backbone is built for: with another it would compute something else."""
+    crop = task.meta["crop"]
+    for module in backbone.modules():
+        size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+        if crop is not None and size is not None and tuple(size) != (crop, crop):
+            raise ValueError(
+                f"was trained on crops of {crop} pixels, this backbone is built for {'x'.join(map(str, size))}; "
+                f"build it with size={crop}"
+            )
 
 
 def _sparse(task: Task, weights: dict[str, nn.Parameter], device: torch.device) -> dict[str, tuple]:

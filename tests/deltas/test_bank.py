@@ -140,6 +140,7 @@ def test_a_task_that_does_not_fit_is_refused_and_the_bank_goes_on(pico, images):
         "is of shape": altered(task, method=method | {"settings": method["settings"] | {"dim": 3}}),
         "unknown task 'magic'": altered(task, head={"name": "magic", "settings": {}}),
         "the head's 'semantic.bias'": altered(task, classes=CLASSES * 2, palette=task.meta["palette"] * size),
+        "this backbone is built for 96x96; build it with size=64": altered(task, crop=64),
         "this head has no such tensor": altered(task),
         "the method's 'parameters/extra' is unknown": altered(task),
         "selects from 'nothing' of 9 entries, this backbone has no such weight": altered(task),
