@@ -59,7 +59,7 @@ def decode(coding: Coding, stream: np.ndarray) -> np.ndarray:
     than the stream's 8 bits a byte, its positions and, where positions left out are coded, `size` bytes.
     """
     count, rice = coding.coded, coding.rice
-    if not (0 <= coding.count <= coding.size and 0 <= rice < max(1, coding.size.bit_length())):
+    if not 0 <= coding.count <= coding.size or not 0 <= rice < (coding.size.bit_length() if count else 1):
         raise ValueError("positions: counts out of range")
     low_bytes = -(-count * rice // 8)
     if len(stream) != coding.bytes or count > 8 * len(stream) or low_bytes > len(stream):

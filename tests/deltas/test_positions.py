@@ -22,9 +22,12 @@ def test_positions_come_back(size, share):
     assert np.array_equal(decode(coding, stream), index)
 
 
-def test_no_entries_and_all_entries_cost_nothing():
+def test_no_entries_and_all_entries_cost_nothing_and_are_written_in_one_way():
     for index in (np.arange(0), np.arange(1000)):
-        assert encode(index, 1000)[0].bytes == 0
+        coding, stream = encode(index, 1000)
+        assert coding.bytes == coding.rice == 0
+        with pytest.raises(ValueError, match="counts out of range"):
+            decode(dataclasses.replace(coding, rice=1), stream)
 
 
 @pytest.mark.parametrize("index", [[0], [999], [0, 999], [998, 999], list(range(500)), list(range(0, 1000, 3))])
