@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", help="folder for the overlays (default: RUN/predictions)")
     predict.add_argument("--device", default="auto")
 
+    params = _command(commands, "params", _params, "what recipes train, counted without training")
+    params.add_argument("recipes", metavar="RECIPE", nargs="+", help="recipes or key=value overrides for all of them")
+    params.add_argument("--json", action="store_true", help="print JSON")
+
+    env = _command(commands, "env", _env, "versions, instruction sets, backends, and what is missing")
+    env.add_argument("--json", action="store_true", help="print JSON")
+
     _delta_commands(commands)
 
     serve = _command(commands, "serve", _serve, "try the tasks of a folder on images of your own, in a browser")
@@ -91,13 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--keep", choices=("device", "host", "disk"), default="device", help="where unused tasks wait")
     serve.add_argument("--limit", type=float, default=20, metavar="MB", help="largest upload (default: %(default)s)")
     serve.add_argument("--device", default="auto")
-
-    params = _command(commands, "params", _params, "what recipes train, counted without training")
-    params.add_argument("recipes", metavar="RECIPE", nargs="+", help="recipes or key=value overrides for all of them")
-    params.add_argument("--json", action="store_true", help="print JSON")
-
-    env = _command(commands, "env", _env, "versions, instruction sets, backends, and what is missing")
-    env.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
