@@ -87,7 +87,7 @@ def coding_rows(clock: Clock) -> list[list[str]]:
         index = np.flatnonzero(np.random.default_rng(0).random(size) < share)
         entropy = entropy_bits(size, len(index))
         coding, stream = encode(index, size)
-        gaps = np.minimum(np.diff(index, prepend=-1) - 1, 255).astype(np.uint8).tobytes()
+        gaps = _gap_bytes(index)
         mask = np.packbits(np.isin(np.arange(size), index)).tobytes()
         candidates: dict[str, tuple[int, Callable[[], object]]] = {
             "Golomb-Rice (ours)": (len(stream), lambda c=coding, s=stream: decode(c, s)),
@@ -100,6 +100,15 @@ def coding_rows(clock: Clock) -> list[list[str]]:
             rate = f"{1e9 * statistics.median(seconds[name]) / len(index):.1f}"
             rows.append([f"{100 * share:g} %", name, f"{8 * length / entropy:.3f}", rate])
     return rows
+
+
+def _gap_bytes(index: np.ndarray) -> bytes:
+    """Each gap as so many bytes of 255 as it holds and the rest in one more."""
+    gaps = np.diff(index, prepend=-1) - 1
+    ends = np.cumsum(gaps // 255 + 1) - 1
+    coded = np.full(ends[-1] + 1, 255, np.uint8)
+    coded[ends] = gaps % 255
+    return coded.tobytes()
 
 
 def _squeezed(data: bytes, undo: Callable[[bytes], bytes]) -> tuple[int, Callable[[], object]]:
