@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test pretrain lint format build bench one-binary clean
+.PHONY: help demo test pretrain lint format build bench gpu-check one-binary clean
 
 help:
 	@echo 'make demo        adapt the embedded backbone to the embedded data, write a report with pictures (QUICK=1: shorter)'
@@ -14,6 +14,7 @@ help:
 	@echo 'make lint        check style (ruff, clang-format); make format applies it'
 	@echo 'make build       recompile csrc/ into the working tree'
 	@echo 'make bench       compare every op with eager and torch.compile'
+	@echo 'make gpu-check   on a machine with a GPU: build, test every backend, measure, write benchmarks/results/<device>.md'
 	@echo 'make one-binary  run the op tests with one wheel on the oldest and the newest torch'
 
 # torch and torchvision come first and together: they have to be of one release, and the build uses the torch it finds.
@@ -53,6 +54,10 @@ format: $(READY)
 
 bench: build
 	$(PY) -m pytest benchmarks --benchmark-only
+
+# With the machine's own Python, torch and nvcc, and without a network: nothing is installed.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
 
 one-binary: $(READY)
 	.ci/one_binary

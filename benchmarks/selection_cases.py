@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 import sfa_ext  # noqa: F401  registers torch.ops.sfa
 
 Candidates = dict[str, Callable[[], object]]
+Shapes = Sequence[tuple[int, int]]
 SHARE = 0.1
 LR, BETA1, BETA2, EPS, DECAY = 1e-5, 0.9, 0.999, 1e-8, 0.01
 
@@ -25,22 +27,26 @@ def swinv2_base_shapes() -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Case:
-    """An operator in one setting: `build` makes its candidates, "ours" first, named as in `names`."""
+    """An operator in one setting: `make` makes its candidates for weights of these shapes, "ours" first, named as in
+    `names`."""
 
     op: str
     setting: str
     names: tuple[str, ...]
-    build: Callable[[], Candidates]
-
-    traffic: Callable[[], dict[str, int]] | None = None  # bytes of memory that each candidate reads and writes
+    make: Callable[[Shapes], Candidates]
+    traffic: Callable[[Shapes], dict[str, int]] | None = None  # bytes of memory that each candidate reads and writes
 
     @property
     def label(self) -> str:
         return f"{self.op} {self.setting}"
 
+    def build(self, shapes: Shapes | None = None) -> Candidates:
+        """The candidates, by default for the weights of SwinV2-Base."""
+        return self.make(shapes or swinv2_base_shapes())
 
-def _randn(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    return [torch.randn(shape).to(dtype) for shape in swinv2_base_shapes()]
+
+def _randn(shapes: Shapes, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(shape).to(dtype) for shape in shapes]
 
 
 def _drawn(tensors: list[Tensor]) -> list[Tensor]:
@@ -48,8 +54,8 @@ def _drawn(tensors: list[Tensor]) -> list[Tensor]:
     return [torch.rand(t.numel()).lt(SHARE).nonzero().flatten() for t in tensors]
 
 
-def _accumulate(dtype: torch.dtype, criterion: str) -> Candidates:
-    grads, scores = _randn(dtype), _randn()
+def _accumulate(shapes: Shapes, dtype: torch.dtype, criterion: str) -> Candidates:
+    grads, scores = _randn(shapes, dtype), _randn(shapes)
 
     def add(score: Tensor, grad: Tensor) -> None:
         score.add_(grad if criterion == "gradient" else grad.float().square())
@@ -68,8 +74,8 @@ def _accumulate(dtype: torch.dtype, criterion: str) -> Candidates:
     return {"ours": lambda: ours(scores, grads, criterion), "eager": eager, "torch.compile": compiled}
 
 
-def _select(excluding: bool) -> Candidates:
-    scores = _randn()
+def _select(shapes: Shapes, excluding: bool) -> Candidates:
+    scores = _randn(shapes)
     excluded = [e if excluding else e[:0] for e in _drawn(scores)]
     k = int(SHARE * sum(s.numel() for s in scores))
 
@@ -93,8 +99,8 @@ def _masked_adamw(p: Tensor, g: Tensor, mask: Tensor, m: Tensor, v: Tensor, step
     p.mul_(1 - LR * DECAY).sub_(step_size * m / (v.sqrt() / root + EPS))
 
 
-def _adamw(gathered: bool) -> Candidates:
-    weights, grads = _randn(), [g * 1e-3 for g in _randn()]
+def _adamw(shapes: Shapes, gathered: bool) -> Candidates:
+    weights, grads = _randn(shapes), [g * 1e-3 for g in _randn(shapes)]
     index = _drawn(weights)
     rounds = [torch.zeros(len(i), dtype=torch.int16) for i in index]
     moments = [[torch.zeros(len(i)) for i in index] for _ in range(2)]
@@ -137,10 +143,10 @@ def _adamw(gathered: bool) -> Candidates:
     }
 
 
-def _adamw_traffic(gathered: bool) -> dict[str, int]:
+def _adamw_traffic(shapes: Shapes, gathered: bool) -> dict[str, int]:
     """Bytes to and from memory of one step, for tensors too large for caches, in whole lines of 64 bytes."""
     numbers = entries = lines = 0
-    for shape in swinv2_base_shapes():
+    for shape in shapes:
         selected = torch.rand(shape).flatten() < SHARE
         numbers += selected.numel()
         entries += int(selected.sum())
@@ -157,8 +163,8 @@ def _adamw_traffic(gathered: bool) -> dict[str, int]:
     }
 
 
-def _swap() -> Candidates:
-    weights = _randn()
+def _swap(shapes: Shapes) -> Candidates:
+    weights = _randn(shapes)
     index = _drawn(weights)
     values = [torch.randn(len(i)) for i in index]
 
@@ -184,13 +190,32 @@ def _swap() -> Candidates:
 _TOPK = ("ours", "abs().topk of all")
 _ADAMW = ("ours", "bool mask + fused AdamW", "float mask + fused AdamW", "torch.compile")
 _PLAIN = ("ours", "eager", "torch.compile")
+_SUMS = (("gradient", torch.float32), ("squared", torch.bfloat16), ("gradient", torch.float16))
 CASES = (
-    Case("accumulate_scores_", "gradient, float32", _PLAIN, lambda: _accumulate(torch.float32, "gradient")),
-    Case("accumulate_scores_", "squared, bfloat16", _PLAIN, lambda: _accumulate(torch.bfloat16, "squared")),
-    Case("accumulate_scores_", "gradient, float16", _PLAIN, lambda: _accumulate(torch.float16, "gradient")),
-    Case("select_topk", "10 %, first round", (*_TOPK, "torch.compile"), lambda: _select(False)),
-    Case("select_topk", "10 %, another 10 % excluded", _TOPK, lambda: _select(True)),
-    Case("sparse_adamw_", "10 %, dense gradients", _ADAMW, lambda: _adamw(False), lambda: _adamw_traffic(False)),
-    Case("sparse_adamw_", "10 %, gathered gradients", _ADAMW, lambda: _adamw(True), lambda: _adamw_traffic(True)),
+    *(
+        Case(
+            "accumulate_scores_",
+            f"{criterion}, {str(dtype).removeprefix('torch.')}",
+            _PLAIN,
+            partial(_accumulate, dtype=dtype, criterion=criterion),
+        )
+        for criterion, dtype in _SUMS
+    ),
+    Case("select_topk", "10 %, first round", (*_TOPK, "torch.compile"), partial(_select, excluding=False)),
+    Case("select_topk", "10 %, another 10 % excluded", _TOPK, partial(_select, excluding=True)),
+    Case(
+        "sparse_adamw_",
+        "10 %, dense gradients",
+        _ADAMW,
+        partial(_adamw, gathered=False),
+        partial(_adamw_traffic, gathered=False),
+    ),
+    Case(
+        "sparse_adamw_",
+        "10 %, gathered gradients",
+        _ADAMW,
+        partial(_adamw, gathered=True),
+        partial(_adamw_traffic, gathered=True),
+    ),
     Case("swap_values_", "10 %", _PLAIN, _swap),
 )

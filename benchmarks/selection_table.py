@@ -47,7 +47,7 @@ def main() -> None:
     for case in CASES:
         candidates = case.build()
         seconds = in_turns(candidates, turns)
-        traffic = case.traffic() if case.traffic else {}
+        traffic = case.traffic(swinv2_base_shapes()) if case.traffic else {}
         for name, call in candidates.items():
             peak = peak_bytes(call)
             times = ratio(seconds[name], seconds["ours"]) if name != "ours" else ""

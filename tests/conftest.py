@@ -10,15 +10,20 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels run on the CPU: nothing else is of interest
+
 
 def pytest_configure() -> None:
     # The tensors of tests are small: threads that wait for each other cost more than they save, many times more where
     # several workers share the cores. A test that is about threads sets its own number.
     torch.set_num_threads(1)
+    if INTERPRETING:
+        import triton_interpreter
+
+        triton_interpreter.repair()
 
 
-# Under TRITON_INTERPRET=1 Triton's kernels run on the CPU, and nothing else is worth a run.
-DEVICES = ("cpu-triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ("cpu", "cuda", "cuda-triton")
+DEVICES = ("cpu-triton",) if INTERPRETING else ("cpu", "cuda", "cuda-triton")
 
 
 @pytest.fixture(params=DEVICES)

@@ -33,7 +33,6 @@ OPERATORS = (
 )
 CHOICES = ("cuda", "triton", "reference")
 GPUS = ("cuda", "xpu")  # device types that Triton knows; torch calls AMD's GPUs "cuda" too
-TRITON = frozenset[str]()  # the operators that have kernels in ops/triton/
 OLDEST_CAPABILITY = (8, 0)  # Triton makes no tensor-core code for older GPUs of NVIDIA
 
 _portable: dict[str, Callable[..., Any]] = {}  # what serves a device without a compiled kernel, by operator
@@ -120,8 +119,6 @@ def _without_compiled(op: str, device: torch.device) -> str:
             "it; build it where nvcc is found, or unset SFA_BACKEND"
         )
     obstacle = None if interpreted else _obstacle(device.type, device.index)
-    if obstacle is None and op not in TRITON:
-        obstacle = "it has no Triton kernel"
     if obstacle and wish == "triton":
         raise ValueError(f"SFA_BACKEND=triton cannot serve {op} on {device}: {obstacle}; unset SFA_BACKEND")
     return "reference" if obstacle else "triton"

@@ -140,6 +140,11 @@ def sparse_adamw_values(weights, grads, indices, rounds, exp_avgs, exp_avg_sqs, 
                 f"rounds[{i}] holds {number}, {age}: every entry's round must be within [0, {ages.numel()}) and have "
                 "an age of at least 0, which it gets when the round selects"
             )
+    sparse_adamw_memory(weights, grads, indices, rounds, exp_avgs, exp_avg_sqs, masters, ages)
+
+
+def sparse_adamw_memory(weights, grads, indices, rounds, exp_avgs, exp_avg_sqs, masters, ages) -> None:
+    """That nothing which is changed shares memory with another argument; looks at no value."""
     written = {"weights": weights, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "masters": masters}
     read = {"grads": grads, "indices": indices, "rounds": rounds}
     _disjoint(
@@ -150,6 +155,11 @@ def sparse_adamw_values(weights, grads, indices, rounds, exp_avgs, exp_avg_sqs, 
 
 def swap_values_values(weight: Tensor, index: Tensor, values: Tensor) -> None:
     _sorted("index", index, weight.numel())
+    swap_values_memory(weight, index, values)
+
+
+def swap_values_memory(weight: Tensor, index: Tensor, values: Tensor) -> None:
+    """That weight, index and values share no memory; looks at no value."""
     _disjoint([("weight", weight), ("values", values)], [("index", index)])
 
 
