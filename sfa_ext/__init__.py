@@ -17,6 +17,11 @@ _LAZY = {
     "SFA": "sfa_ext.methods",
     "Frozen": "sfa_ext.methods",
     "Full": "sfa_ext.methods",
+    "SSF": "sfa_ext.methods",
+    "VPT": "sfa_ext.methods",
+    "LoRA": "sfa_ext.methods",
+    "AdaptFormer": "sfa_ext.methods",
+    "Mona": "sfa_ext.methods",
     "SparseAdamW": "sfa_ext.optim",
     "environment": "sfa_ext.env",
 }

@@ -53,7 +53,24 @@ def pico():
     block is the identity and an equality test would pass for nothing."""
     from sfa_ext import backbones
 
-    model = backbones.build("swinv2_pico", size=96, dynamic=False).eval()
+    return _with_random_norms(backbones.build("swinv2_pico", size=96, dynamic=False).eval())
+
+
+@pytest.fixture
+def vit():
+    """A vit_pico for 96x96 images in eval mode: class token and registers, its norms drawn at random."""
+    from sfa_ext import backbones
+
+    return _with_random_norms(backbones.build("vit_pico", size=96, dynamic=False).eval())
+
+
+@pytest.fixture(params=["pico", "vit"])
+def backbone(request: pytest.FixtureRequest):
+    """A tiny backbone of each family."""
+    return request.getfixturevalue(request.param)
+
+
+def _with_random_norms(model: torch.nn.Module) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(parameter, mean=0.5, std=0.2)

@@ -121,7 +121,10 @@ def test_env_prints_text_and_json(capsys):
         (["fit", "job.yaml", "data.name=magic"], "unknown data set 'magic'"),
         (["fit", "job.yaml", "data.settings.domain=magic"], "domain must be one of"),
         (["fit", "job.yaml", "data.augment.jiter=1"], "unknown augmentation setting 'jiter'"),
-        (["fit", "job.yaml", "backbone.name=resnet50"], "backbone: 'resnet50' is not a SwinV2 that timm knows"),
+        (
+            ["fit", "job.yaml", "backbone.name=resnet50"],
+            "'resnet50' is no SwinV2 and no plain ViT that timm knows",
+        ),
         (["fit", "job.yaml", "backbone.checkpoint=none.pth"], "checkpoint none.pth: no such file"),
         (["fit", "job.yaml", "device=cuda:7"], "device: 'cuda:7' is not available here"),
         (["fit", "job.yaml", "optim.schedule=magic"], "optim.schedule"),

@@ -1,17 +1,33 @@
-"""Vision transformers from timm: building them and naming the sites where a method may act."""
+"""Vision transformers from timm: building them and naming the places where a method may act."""
 
 from sfa_ext.backbones.build import BACKBONE_CLASSES, build, fingerprint, load_weights, save_weights
-from sfa_ext.backbones.sites import Site, accounted_size, eligible_weights, find_sites, plain_state
+from sfa_ext.backbones.places import Grid, Operation, Site
+from sfa_ext.backbones.sites import (
+    DEFAULT_TARGETS,
+    accounted_size,
+    close_sites,
+    eligible_weights,
+    find_operations,
+    find_sites,
+    plain_state,
+    the_model,
+)
 
 __all__ = [
     "BACKBONE_CLASSES",
+    "DEFAULT_TARGETS",
+    "Grid",
+    "Operation",
     "Site",
     "accounted_size",
     "build",
+    "close_sites",
     "eligible_weights",
+    "find_operations",
     "find_sites",
     "fingerprint",
     "load_weights",
     "plain_state",
     "save_weights",
+    "the_model",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 
 import timm
 import torch
@@ -13,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from sfa_ext.backbones.sites import plain_state
+from sfa_ext.backbones.sites import FAMILIES, plain_state, the_model
 from sfa_ext.files import write_bytes
 
 # SwinV2 small enough to train on a CPU, as settings over a timm model. 1.91 M parameters.
@@ -23,7 +25,12 @@ PICO = {
     "num_heads": (1, 2, 4, 8),
     "window_size": 6,
 }
-BACKBONE_CLASSES = {"swinv2_pico": ("swinv2_tiny_window8_256", PICO)}
+# A plain ViT as small, with a class token and two registers. 1.98 M parameters, no weights in the package.
+VIT_PICO = {"embed_dim": 192, "depth": 4, "num_heads": 3, "reg_tokens": 2}
+BACKBONE_CLASSES = {
+    "swinv2_pico": ("swinv2_tiny_window8_256", PICO),
+    "vit_pico": ("vit_tiny_patch16_224", VIT_PICO),
+}
 
 
 def build(
@@ -35,12 +42,14 @@ def build(
     drop_path: float = 0.0,
     dynamic: bool = True,
 ) -> nn.Module:
-    """A model that maps images [B, 3, H, W] to feature maps [B, D_l, H/s, W/s], s = 4, 8, 16, 32.
+    """A model that maps images [B, 3, H, W] to feature maps [B, D_l, H/s, W/s]: s = 4, 8, 16, 32, of a ViT its patch.
 
     Parameters
     ----------
-    name: "swinv2_pico" or any timm SwinV2 name, with or without its weights tag ("swinv2_base_window8_256.ms_in1k").
-    size: side of the images in pixels. SwinV2 fixes shifts and windows by it, so give the training crop.
+    name: "swinv2_pico", "vit_pico" or the name of any SwinV2 or plain ViT of timm, with or without its weights tag
+        ("swinv2_base_window8_256.ms_in1k").
+    size: side of the images in pixels. SwinV2 fixes shifts and windows by it, a ViT its position embedding, so give
+        the training crop.
     pretrained: load timm's weights (needs a network), or the weights in the package for "swinv2_pico".
     checkpoint: a local .safetensors or .pth file instead; must hold this backbone's tensors.
     drop_path: rate of stochastic depth.
@@ -49,25 +58,38 @@ def build(
     Raises ValueError for an unknown name or a checkpoint of another backbone, FileNotFoundError for a missing file.
     """
     model_name, settings = BACKBONE_CLASSES.get(name, (name, {}))
-    if "swinv2" not in model_name or model_name.split(".")[0] not in timm.list_models("swinv2_*"):
-        known = ", ".join([*BACKBONE_CLASSES, *timm.list_models("swinv2_*")])
-        raise ValueError(f"backbone: {name!r} is not a SwinV2 that timm knows; known: {known}")
+    family = _family(name, model_name)
     embedded = name in BACKBONE_CLASSES
     backbone = timm.create_model(
         model_name,
         features_only=True,
         feature_cls="getter",
         img_size=size,
-        strict_img_size=not dynamic,
         drop_path_rate=drop_path,
         pretrained=pretrained and not embedded and checkpoint is None,
+        **family.build_settings(dynamic),
         **settings,
     )
+    if not any(family.is_model(module) for module in backbone.modules()):
+        raise ValueError(f"backbone: {name!r} is built of other blocks than a {family.FAMILY}")
     if checkpoint is None and pretrained and embedded:
         checkpoint = embedded_checkpoint(name)
     if checkpoint is not None:
         load_weights(backbone, checkpoint)
     return backbone
+
+
+def _family(name: str, model_name: str) -> ModuleType:
+    plain = model_name.split(".")[0]
+    for family in FAMILIES:
+        if plain in timm.list_models(family.PATTERN):
+            return family
+    every = [n for family in FAMILIES for n in timm.list_models(family.PATTERN)]
+    near = difflib.get_close_matches(plain, every, 3, 0.0)
+    raise ValueError(
+        f"backbone: {name!r} is no SwinV2 and no plain ViT that timm knows; known: {', '.join(BACKBONE_CLASSES)} and "
+        f"timm's {' and '.join(f.PATTERN for f in FAMILIES)}, for example {', '.join(near)}"
+    )
 
 
 def embedded_checkpoint(name: str) -> Path:
@@ -86,11 +108,14 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     tensors = _read(Path(path))
     own = backbone.state_dict()
     prefix = "model." if all(name.startswith("model.") for name in own) else ""
+    model = the_model(backbone)
+    fit = next(f for f in FAMILIES if f.is_model(model)).fit_tensor
     taken = {}
     for name, tensor in own.items():
         found = tensors.get(name, tensors.get(name.removeprefix(prefix)))
         if found is None:
             raise ValueError(f"checkpoint {path}: no tensor {name.removeprefix(prefix)!r}; it is for another backbone")
+        found = fit(model, name.removeprefix(prefix), found)
         if found.shape != tensor.shape:
             raise ValueError(
                 f"checkpoint {path}: {name.removeprefix(prefix)!r} is {list(found.shape)}, "

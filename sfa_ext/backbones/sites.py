@@ -1,49 +1,25 @@
 """The sites protocol: where in a backbone a method may act, whatever the backbone's family.
 
-A transformer block has two half-blocks, attention and MLP. Each computes
-
-    stream + drop_path(finish(branch))
-
-where `finish` is what the family puts last on the branch (SwinV2: its LayerNorm). A family's file turns this sum into a
-replaceable module, the *tail*; a `Site` is the place of one tail. Adding a family costs one file with `owns(block)` and
-`open_block(block)`, and one line in `FAMILIES`.
+Adding a family costs one file that names its places (see `places.py`), and one entry in `FAMILIES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import ModuleType
 
 from torch import Tensor, nn
 
-from sfa_ext.backbones import swinv2
+from sfa_ext.backbones import swinv2, vit
+from sfa_ext.backbones.places import SLOTS, Grid, Operation, Site
 
-FAMILIES = (swinv2,)
+FAMILIES = (swinv2, vit)
 
 # Weights of MH-Att and of the MLP (section "Internal Feature Adapter" of the paper); matched inside a block.
 DEFAULT_TARGETS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 IMAGENET_CLASSES = 1000
-
-
-@dataclass(frozen=True)
-class Site:
-    """One half-block's tail. `name` is its path in the backbone, `kind` is "attention" or "mlp", `width` is D."""
-
-    name: str
-    kind: str
-    width: int
-    block: nn.Module = field(repr=False)
-    slot: str
-
-    def install(self, tail: nn.Module) -> None:
-        """Puts `tail(stream, branch, finish, drop_path) -> Tensor` in place of the plain residual sum."""
-        setattr(self.block, self.slot, tail)
-
-    def remove(self) -> None:
-        """Restores the plain residual sum."""
-        setattr(self.block, self.slot, swinv2.ResidualTail())
 
 
 def named_blocks(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -53,28 +29,61 @@ def named_blocks(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def _named_models(backbone: nn.Module) -> Iterator[tuple[str, nn.Module, ModuleType]]:
+    for name, module in backbone.named_modules():
+        for family in FAMILIES:
+            if family.is_model(module):
+                yield name, module, family
+
+
+def the_model(backbone: nn.Module) -> nn.Module:
+    """The timm model in `backbone`. Raises ValueError where it holds none of a known family."""
+    for _, model, _ in _named_models(backbone):
+        return model
+    raise ValueError(f"backbone: {type(backbone).__name__} holds no whole model of a known family ({_families()})")
+
+
 def find_sites(backbone: nn.Module) -> list[Site]:
     """Two sites a block (attention, MLP), in the order of the forward pass. Opens the blocks in place.
 
     Raises ValueError where the model holds no block of a known family.
     """
+    grids = {f: Grid() for f in FAMILIES} | {f: f.open_model(model) for _, model, f in _named_models(backbone)}
     sites = []
-    for name, block in named_blocks(backbone):
+    for name, block in list(named_blocks(backbone)):
         family = next(f for f in FAMILIES if f.owns(block))
-        for kind, slot, width in family.open_block(block):
-            sites.append(Site(f"{name}.{slot}", kind, width, block, slot))
+        sites += family.open_block(name, block, grids[family])
     if not sites:
-        known = ", ".join(f.FAMILY for f in FAMILIES)
-        raise ValueError(f"backbone: {type(backbone).__name__} holds no transformer block of a known family ({known})")
+        raise ValueError(
+            f"backbone: {type(backbone).__name__} holds no transformer block of a known family ({_families()})"
+        )
     return sites
 
 
-def close_sites(sites: Sequence[Site]) -> None:
-    """Gives the blocks their own class back; the model is then as timm built it."""
-    for site in sites:
-        site.remove()
-    for block in {id(s.block): s.block for s in sites}.values():
+def _families() -> str:
+    return ", ".join(f.FAMILY for f in FAMILIES)
+
+
+def find_operations(backbone: nn.Module) -> list[Operation]:
+    """Operations outside the blocks, then those of every block. Opens the blocks in place.
+
+    Raises ValueError where the model holds no block of a known family.
+    """
+    find_sites(backbone)
+    found = []
+    for name, model, family in _named_models(backbone):
+        found += family.outer_operations(name, model)
+    for name, block in named_blocks(backbone):
+        found += next(f for f in FAMILIES if f.owns(block)).block_operations(name, block)
+    return found
+
+
+def close_sites(backbone: nn.Module) -> None:
+    """Takes out tails and contexts and gives the blocks their own class back; the model is then as timm built it."""
+    for _, block in list(named_blocks(backbone)):
         next(f for f in FAMILIES if f.owns(block)).close_block(block)
+    for _, model, family in _named_models(backbone):
+        family.close_model(model)
 
 
 def eligible_weights(backbone: nn.Module, targets: Sequence[str] = DEFAULT_TARGETS) -> dict[str, nn.Parameter]:
@@ -87,7 +96,7 @@ def eligible_weights(backbone: nn.Module, targets: Sequence[str] = DEFAULT_TARGE
     for block_name, block in named_blocks(backbone):
         for name, parameter in block.named_parameters():
             hits = {pattern for pattern in targets if fnmatchcase(name, pattern)}
-            if hits and parameter.dim() == 2:
+            if hits and parameter.dim() == 2 and not is_adapter_name(name):
                 found[f"{block_name}.{name}"] = parameter
                 unused -= hits
     if unused:
@@ -102,19 +111,20 @@ def accounted_size(backbone: nn.Module) -> dict[str, int]:
     norm and its head; they are counted as if present. Adapters already installed are not counted.
     """
     own = sum(p.numel() for n, p in backbone.named_parameters() if not is_adapter_name(n))
-    model = next((m for m in backbone.modules() if any(f.is_model(m) for f in FAMILIES)), None)
+    model = next((m for _, m, _ in _named_models(backbone)), None)
     if model is None:
         return {"backbone": own, "with_head": own}
     width = model.num_features
     head = sum(p.numel() for p in model.head.parameters()) if isinstance(model.head, nn.Module) else 0
-    norm = sum(p.numel() for p in model.norm.parameters())
+    norms = [model.norm, getattr(model, "fc_norm", nn.Identity())]
+    norm = sum(p.numel() for module in norms for p in module.parameters())
     alone = own - head - norm + 2 * width
     return {"backbone": alone, "with_head": alone + (width + 1) * IMAGENET_CLASSES}
 
 
 def is_adapter_name(name: str) -> bool:
-    """True for a parameter that lives in an installed tail, not in the backbone itself."""
-    return any(part in swinv2.SLOTS.values() for part in name.split("."))
+    """True for a parameter that a method installed, not one of the backbone itself."""
+    return any(part in SLOTS for part in name.split("."))
 
 
 def plain_state(backbone: nn.Module) -> dict[str, Tensor]:

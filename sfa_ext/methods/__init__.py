@@ -8,15 +8,44 @@ from typing import Any
 
 from torch import nn
 
+from sfa_ext.methods.adaptformer import AdaptFormer
 from sfa_ext.methods.base import Adaptation, Method, ParameterReport
 from sfa_ext.methods.frozen import Frozen
 from sfa_ext.methods.full import Full
-from sfa_ext.methods.sfa import SFA, preset
+from sfa_ext.methods.lora import LoRA
+from sfa_ext.methods.mona import Mona
+from sfa_ext.methods.sfa import PRESETS, SFA, preset
+from sfa_ext.methods.ssf import SSF
+from sfa_ext.methods.vpt import VPT
 
-METHODS: dict[str, type[Method]] = {"frozen": Frozen, "full": Full, "sfa": SFA}
-PRESETS = ("sfa-s", "sfa-b")
+METHODS: dict[str, type[Method]] = {
+    "frozen": Frozen,
+    "full": Full,
+    "ssf": SSF,
+    "vpt": VPT,
+    "lora": LoRA,
+    "adaptformer": AdaptFormer,
+    "mona": Mona,
+    "sfa": SFA,
+}
 
-__all__ = ["METHODS", "PRESETS", "SFA", "Adaptation", "Frozen", "Full", "Method", "ParameterReport", "adapt", "resolve"]
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "SFA",
+    "SSF",
+    "VPT",
+    "AdaptFormer",
+    "Adaptation",
+    "Frozen",
+    "Full",
+    "LoRA",
+    "Method",
+    "Mona",
+    "ParameterReport",
+    "adapt",
+    "resolve",
+]
 
 
 def adapt(backbone: nn.Module, method: Method | str, *, seed: int | None = None) -> Adaptation:
@@ -25,7 +54,7 @@ def adapt(backbone: nn.Module, method: Method | str, *, seed: int | None = None)
     Parameters
     ----------
     backbone: a timm SwinV2, or a model that holds one.
-    method: a settings object (`SFA(budget=0.05)`) or a name: "frozen", "full", "sfa", "sfa-s", "sfa-b".
+    method: a settings object (`SFA(budget=0.05)`, `LoRA(rank=32)`) or a name, one of METHODS or PRESETS.
     seed: seed of the method's own random numbers (adapter initialisation); None draws from torch's generator.
 
     Raises ValueError for an unknown name, a model without known blocks, a model that is adapted already, or a budget

@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,18 @@ from sfa_ext.files import read_tensors, write_tensors
 from sfa_ext.selection import Selection
 
 
+def setting(default: Any, text: str) -> Any:
+    """A field of a method's settings with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Method(abc.ABC):
     """Settings of a method. `build` adapts a backbone in place."""
+
+    # Whether an adapted model computes, before its first step, exactly what the backbone computes. Methods are built as
+    # published, and some of them start elsewhere.
+    starts_as_identity: ClassVar[bool] = True
 
     @abc.abstractmethod
     def build(self, backbone: nn.Module, seed: int | None) -> Adaptation:
@@ -30,7 +39,7 @@ class Method(abc.ABC):
 class ParameterReport:
     """What a method trains in the backbone. Shares follow the paper: weights only, over the backbone with its head."""
 
-    external: int  # weight matrices that the method added
+    external: int  # weights that the method added: matrices, kernels, and vectors where the method is made of them
     internal: int  # pretrained weights that it trains
     biases: int  # added or trained vectors (biases, norms), which the paper does not count
     backbone: int  # the backbone alone
@@ -65,6 +74,7 @@ class Adaptation(abc.ABC):
         self.size = accounted_size(backbone)
         meta = any(p.is_meta for p in backbone.parameters())
         self.fingerprint = "" if meta else fingerprint(plain_state(backbone))
+        self.merged = False
 
     @abc.abstractmethod
     def report(self) -> ParameterReport:
@@ -154,12 +164,54 @@ class Adaptation(abc.ABC):
 
     def detach(self) -> nn.Module:
         """Takes the method out of the backbone, which is then bit-identical to what it was; returns it."""
+        if self.merged:
+            self.unmerge()
         self._remove()
+        self._release()
+        return self.backbone
+
+    def merge(self) -> nn.Module:
+        """Folds what was trained into the backbone's own weights and takes the method out; returns the backbone.
+
+        It is then a plain timm model with the same outputs, up to rounding, and may be adapted again. `unmerge` and
+        `detach` bring the former bits back. Raises ValueError where the method cannot be folded into weights.
+        """
+        if self.merged:
+            raise ValueError("merge: this adaptation is merged already")
+        self._fold()
+        self._release()
+        self.merged = True
+        self.backbone._sfa_merged = [*getattr(self.backbone, "_sfa_merged", ()), self]
+        return self.backbone
+
+    def unmerge(self) -> None:
+        """Undoes `merge`, bit by bit; to train on, make a new optimizer."""
+        if not self.merged:
+            raise ValueError("unmerge: this adaptation is not merged")
+        if self.backbone._sfa_adaptation is not None or self.backbone._sfa_merged[-1] is not self:
+            raise ValueError("unmerge: the backbone was adapted again since; detach or unmerge that first")
+        self.backbone.requires_grad_(False)
+        self._unfold()
+        self.merged = False
+        self.backbone._sfa_adaptation = self
+        self.backbone._sfa_merged.pop()
+
+    def _release(self) -> None:
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(self._required_grad[name])
+            parameter.requires_grad_(self._required_grad.get(name, True))
             parameter.grad = None
         self.backbone._sfa_adaptation = None
-        return self.backbone
+
+    def _fold(self) -> None:
+        """Puts what was trained into the backbone's weights and restores its modules."""
+        raise ValueError(
+            f"merge: {type(self.settings).__name__} computes beside the backbone's weights and cannot be folded into "
+            "them; keep the adaptation, or take one that can (LoRA, SSF, SFA with rho=0)"
+        )
+
+    def _unfold(self) -> None:
+        """Undoes `_fold`."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def _remove(self) -> None:

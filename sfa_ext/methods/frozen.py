@@ -25,5 +25,11 @@ class FrozenAdaptation(Adaptation):
     def report(self) -> ParameterReport:
         return ParameterReport(external=0, internal=0, biases=0, **self.size)
 
+    def _fold(self) -> None:
+        """There is nothing to fold."""
+
+    def _unfold(self) -> None:
+        """There is nothing to undo."""
+
     def _remove(self) -> None:
         pass

@@ -37,6 +37,12 @@ class FullAdaptation(Adaptation):
         vectors = sum(p.numel() for p in self.backbone.parameters()) - matrices
         return ParameterReport(external=0, internal=matrices, biases=vectors, **self.size)
 
+    def _fold(self) -> None:
+        """What was trained is in the weights already."""
+
+    def _unfold(self) -> None:
+        self.backbone.requires_grad_(True)
+
     @torch.no_grad()
     def _remove(self) -> None:
         for name, parameter in self.backbone.named_parameters():

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfa_ext.backbones import Site, accounted_size, eligible_weights, find_sites
-from sfa_ext.backbones.sites import DEFAULT_TARGETS, close_sites
+from sfa_ext.backbones import DEFAULT_TARGETS, Site, accounted_size, close_sites, eligible_weights, find_sites
 from sfa_ext.methods.adapter import PLACEMENTS, AdapterTail, BottleneckAdapter
-from sfa_ext.methods.base import Adaptation, Method, ParameterReport
+from sfa_ext.methods.base import Adaptation, Method, ParameterReport, setting
+from sfa_ext.methods.budget import at_least
 from sfa_ext.optim import SparseAdamW
 from sfa_ext.selection import CRITERIA, SCOPES, Schedule, Search, Selection
 
@@ -24,25 +23,23 @@ _PAPER = {
     "sfa-b": {12032: {"budget": 0.195, "dim": 128}, 18048: {"budget": 0.190, "dim": 256}},
 }
 _ELSEWHERE = {"sfa-s": {"budget": 0.048}, "sfa-b": {"budget": 0.195}}
-
-
-def _help(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+_HALVES = {"sfa-external": {"rho": 1.0}, "sfa-internal": {"rho": 0.0}}
+PRESETS = (*_ELSEWHERE, *_HALVES)
 
 
 @dataclass(frozen=True)
 class SFA(Method):
     """Settings of SFA. Shares are of the backbone with a 1000-class head, weights only, as in the paper."""
 
-    budget: float = _help(0.048, "beta: trainable weights as a share of the backbone")
-    rho: float = _help(0.5, "part of the budget for external adapters; 0 is internal only, 1 external only")
-    dim: int | None = _help(None, "d: bottleneck width (at most D); None takes the largest that fits rho * budget")
-    rounds: int | None = _help(None, "n: selection rounds; None makes them training steps / interval")
-    interval: int = _help(2000, "s: optimizer steps per round; 0 selects once, before training")
-    criterion: str = _help("gradient", f"what is ranked: {', '.join(CRITERIA)}")
-    scope: str = _help("global", f"over what it is ranked: {', '.join(SCOPES)}")
-    placement: str = _help("branch", f"where the external adapter sits: {', '.join(PLACEMENTS)}")
-    targets: tuple[str, ...] = _help(DEFAULT_TARGETS, "patterns of the weights that may be selected")
+    budget: float = setting(0.048, "beta: trainable weights as a share of the backbone")
+    rho: float = setting(0.5, "part of the budget for external adapters; 0 is internal only, 1 external only")
+    dim: int | None = setting(None, "d: bottleneck width (at most D); None takes the largest that fits rho * budget")
+    rounds: int | None = setting(None, "n: selection rounds; None makes them training steps / interval")
+    interval: int = setting(2000, "s: optimizer steps per round; 0 selects once, before training")
+    criterion: str = setting("gradient", f"what is ranked: {', '.join(CRITERIA)}")
+    scope: str = setting("global", f"over what it is ranked: {', '.join(SCOPES)}")
+    placement: str = setting("branch", f"where the external adapter sits: {', '.join(PLACEMENTS)}")
+    targets: tuple[str, ...] = setting(DEFAULT_TARGETS, "patterns of the weights that may be selected")
 
     def __post_init__(self) -> None:
         if not 0.0 < self.budget <= 1.0:
@@ -71,12 +68,12 @@ class SFA(Method):
             if external > whole:
                 raise ValueError(
                     f"budget: {self.budget} allows {whole} weights, adapters of dim={self.dim} alone need {external}; "
-                    f"the smallest budget is {_at_least(external / size)}"
+                    f"the smallest budget is {at_least(external / size)}"
                 )
             return self.dim, whole - external
         dim = largest_dim(widths, int(self.rho * self.budget * size))
         if self.rho > 0 and dim == 0:
-            smallest = _at_least(external_weights(widths, 1) / size / self.rho)
+            smallest = at_least(external_weights(widths, 1) / size / self.rho)
             raise ValueError(
                 f"budget: {self.budget} with rho={self.rho} leaves no room for an adapter of dim=1; "
                 f"the smallest budget is {smallest}, or take rho=0"
@@ -85,11 +82,6 @@ class SFA(Method):
 
     def build(self, backbone: nn.Module, seed: int | None = None) -> Adaptation:
         return SFAAdaptation(backbone, self, seed)
-
-
-def _at_least(share: float) -> float:
-    """`share` with five digits, rounded up: a budget that is really enough."""
-    return math.ceil(share * 1e5) / 1e5
 
 
 def external_weights(widths: Iterable[int], dim: int) -> int:
@@ -106,10 +98,15 @@ def largest_dim(widths: Sequence[int], weights: int) -> int:
 
 
 def preset(name: str, backbone: nn.Module) -> SFA:
-    """SFA-S or SFA-B for this backbone: the paper's d and share on SwinV2-Base and -Large, else rho = 0.5."""
-    sites = find_sites(backbone)
-    total = sum(site.width for site in sites if site.kind == "attention")
-    close_sites(sites)
+    """Settings of a preset for this backbone.
+
+    SFA-S and SFA-B have the paper's d and share on SwinV2-Base and -Large, else rho = 0.5; "sfa-external" and
+    "sfa-internal" spend the budget on one adapter alone (Table 6).
+    """
+    if name in _HALVES:
+        return SFA(**_HALVES[name])
+    total = sum(site.width for site in find_sites(backbone) if site.kind == "attention")
+    close_sites(backbone)
     return SFA(**_PAPER[name].get(total, _ELSEWHERE[name]))
 
 
@@ -125,7 +122,7 @@ class SFAAdaptation(Adaptation):
             if self.total > eligible:
                 raise ValueError(f"budget: {self.total} weights to select, but targets hold only {eligible}")
         except ValueError:
-            close_sites(sites)
+            close_sites(backbone)
             raise
         super().__init__(backbone, settings)
         self.sites = sites
@@ -214,13 +211,29 @@ class SFAAdaptation(Adaptation):
             self.search.load_state(_part(state, "search/"))
             self._sparse.load_selected_state(_part(state, "selected/"))
 
+    def _fold(self) -> None:
+        if self.dim:
+            raise ValueError(
+                f"merge: external adapters (dim={self.dim}) compute beside the backbone's weights and cannot be folded "
+                "into them; keep the adaptation, or take SFA(rho=0)"
+            )
+        if self.search is not None and not self.search.finished:
+            done, rounds = self.search.round, self.search.schedule.rounds
+            raise ValueError(f"merge: the search is at round {done} of {rounds}; train on until it is finished")
+        if self._sparse is not None:
+            self._sparse.close()
+        close_sites(self.backbone)
+
+    def _unfold(self) -> None:
+        """The selected values are where they were."""
+
     def _remove(self) -> None:
         if self._sparse is not None:
             self._sparse.close()
         if self.search is not None:
             self.search.reset()
         self.selection.restore()
-        close_sites(self.sites)
+        close_sites(self.backbone)
 
     def describe(self) -> dict[str, Any]:
         """The settings with what was chosen for this backbone: d and K."""

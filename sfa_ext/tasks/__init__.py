@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+PYRAMID_WIDTH = 256  # channels of each map of a feature pyramid, at most (ViTDet)
+
 # name: (module, settings class, task class); modules load only when their task is asked for.
 _TASKS = {
     "mask2former": ("segmentation", "Mask2FormerSettings", "SemanticSegmentation"),
@@ -72,7 +74,8 @@ def build(
     Args:
         name: one of `names()`.
         values: the task's settings object, or what `settings` takes: a mapping, or None for the defaults.
-        channels: channels of the four maps (strides 4, 8, 16, 32).
+        channels: channels of the four maps (strides 4, 8, 16, 32), or of the one map of a plain ViT, from which a
+            feature pyramid then makes four.
         class_names: names of the classes in the order of the label values (0, 1, ...; 255 is ignored).
         object_classes: label values that count as objects in "miou_objects".
 
@@ -80,15 +83,21 @@ def build(
         ValueError: unknown name, setting or size (the known ones are listed), or a value out of range.
     """
     kind = settings_class(name)
-    if len(channels) != 4:
-        raise ValueError(f"channels must name the four maps at strides 4, 8, 16, 32, got {tuple(channels)}")
+    if len(channels) not in (1, 4):
+        raise ValueError(f"channels must name one map, or four at strides 4, 8, 16, 32, got {tuple(channels)}")
     if not 1 <= len(class_names) <= 255:
         raise ValueError(f"class_names must name 1 to 255 classes (label 255 is ignored), got {len(class_names)}")
     if values is None or isinstance(values, Mapping):
         values = settings(name, values)
     elif not isinstance(values, kind):
         raise ValueError(f"settings of task '{name}' must be a {kind.__name__} or a mapping, got {type(values)}")
-    return getattr(_module(name), _TASKS[name][2])(values, channels, class_names, object_classes)
+    make = getattr(_module(name), _TASKS[name][2])
+    if len(channels) == 4:
+        return make(values, channels, class_names, object_classes)
+    from .pyramid import OverPyramid
+
+    width = min(channels[0], PYRAMID_WIDTH)
+    return OverPyramid(channels[0], width, make(values, [width] * 4, class_names, object_classes))
 
 
 def _module(name: str):

@@ -20,7 +20,7 @@ class BackboneRecipe:
     """Which backbone, and where its weights come from."""
 
     name: str = "swinv2_pico"
-    """"swinv2_pico" or any timm SwinV2 name"""
+    """"swinv2_pico", "vit_pico" or the name of any SwinV2 or plain ViT of timm"""
     pretrained: bool = True
     """timm's weights (needs a network), or the package's own for swinv2_pico; false: random from the recipe's seed"""
     checkpoint: str | None = None
