@@ -81,8 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", help="folder for the overlays (default: RUN/predictions)")
     predict.add_argument("--device", default="auto")
 
-    params = _command(commands, "params", _params, "what recipes train, counted without training")
-    params.add_argument("recipes", metavar="RECIPE", nargs="+", help="recipes or key=value overrides for all of them")
+    params = _command(commands, "params", _params, "what recipes or methods train, counted without training")
+    params.add_argument("recipes", metavar="RECIPE", nargs="*", help="recipes or key=value overrides for all of them")
+    params.add_argument("--methods", nargs="+", metavar="NAME", default=[], help="methods by name (default: all)")
+    params.add_argument(
+        "--backbones", nargs="+", metavar="NAME", default=[], help="backbones by name (default: paper's)"
+    )
+    params.add_argument("--budget", type=float, help="a share of the backbone, for the methods by name")
     params.add_argument("--json", action="store_true", help="print JSON")
 
     env = _command(commands, "env", _env, "versions, instruction sets, backends, and what is missing")
@@ -279,9 +284,12 @@ def _params(options: argparse.Namespace) -> None:
 
     overrides = [r for r in options.recipes if "=" in r]
     names = [r for r in options.recipes if "=" not in r]
-    if not names:
-        raise ValueError(f"params: give at least one recipe; in the package: {', '.join(recipe.names())}")
+    if overrides and not names:
+        raise ValueError(f"params: overrides need a recipe; in the package: {', '.join(recipe.names())}")
     rows = [params.account(Path(n).name.removesuffix(".yaml"), recipe.load(n, overrides)) for n in names]
+    if options.methods or options.backbones or options.budget or not names:
+        settings = {"budget": options.budget} if options.budget else {}
+        rows += params.account_methods(options.methods, options.backbones, settings)
     print(json.dumps(params.as_json(rows)) if options.json else params.table(rows))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfa_ext import ops  # noqa: F401  (registers torch.ops.sfa)
 
@@ -50,7 +50,9 @@ class SparseAdamW(torch.optim.Optimizer):
         self.skipped = 0
         first = next(iter(search.weights.values()))
         self.ages = torch.full((search.schedule.rounds,), -1, dtype=torch.int64, device=first.device)
-        self._moments: dict[str, dict[str, Tensor]] = {n: self._no_moments(w) for n, w in search.weights.items()}
+        if search.finished:  # from the start: the mask was found elsewhere
+            self.ages.zero_()
+        self._moments: dict[str, dict[str, Tensor]] = {n: self._new_moments(n) for n in search.weights}
         selected = {**defaults, "params": self._new_slots(), "role": "selected"}
         candidates = {**defaults, "params": list(search.weights.values()), "role": "search"}
         super().__init__([*(self.whole.param_groups if self.whole else []), selected, candidates], defaults)
@@ -201,11 +203,12 @@ class SparseAdamW(torch.optim.Optimizer):
             for n, w in self.search.weights.items()
         ]
 
-    @staticmethod
-    def _no_moments(weight: nn.Parameter) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _new_moments(self, name: str) -> dict[str, Tensor]:
+        weight, index = self.search.weights[name], self.search.selection.entries[name].index
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        parts = ("exp_avg", "exp_avg_sq", "master") if weight.dtype in _HALF else ("exp_avg", "exp_avg_sq")
-        return {part: torch.empty(0, dtype=dtype, device=weight.device) for part in parts}
+        parts = {part: torch.zeros(len(index), dtype=dtype, device=weight.device) for part in ("exp_avg", "exp_avg_sq")}
+        return parts | ({"master": weight.flatten()[index].float()} if weight.dtype in _HALF else {})
 
     def selected_state(self) -> dict[str, Tensor]:
         """State of the selected entries as a flat dict of tensors, for `load_selected_state`."""

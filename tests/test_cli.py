@@ -131,7 +131,7 @@ def test_env_prints_text_and_json(capsys):
         (["pretrain", "job.yaml"], "pretraining needs method.name=full, got 'sfa'"),
         (["predict", "nowhere", "a.png"], "run nowhere: no config.yaml there"),
         (["eval", "nowhere"], "run nowhere: no config.yaml there"),
-        (["params", "optim.lr=1"], "params: give at least one recipe"),
+        (["params", "optim.lr=1"], "params: overrides need a recipe"),
     ],
     ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else None,
 )

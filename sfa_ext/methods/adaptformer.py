@@ -70,6 +70,9 @@ class AdaptFormerAdaptation(Addition):
             tail = ParallelTail(site.width, min(self.dim, site.width), settings.scale, settings.dropout)
             site.install(self._add(site.name, tail, next(site.block.parameters())))
 
+    def chosen(self) -> dict[str, int]:
+        return {"dim": self.dim}
+
 
 def bottleneck_weights(widths: list[int], dim: int) -> int:
     """Weights of one bottleneck a width: sum of 2 D min(d, D)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,6 +112,20 @@ class Adaptation(abc.ABC):
             raise ValueError("head: this method trains nothing in the backbone; give the head's parameters")
         return torch.optim.AdamW(groups, **defaults)
 
+    def chosen(self) -> dict[str, int]:
+        """Sizes that the method took for this backbone, by the names of their settings."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """The settings with the sizes that were chosen for this backbone."""
+        return dataclasses.asdict(self.settings) | self.chosen()
+
+    def optimizer_bytes(self) -> tuple[int, int]:
+        """Bytes that the optimizer keeps for the backbone in float32 training: at the end, and at the most before."""
+        report = self.report()
+        moments = 2 * 4 * (report.trainable + report.biases)
+        return moments, moments
+
     def status(self) -> dict[str, float]:
         """Numbers for the log that change while training."""
         return {}
@@ -176,9 +190,12 @@ class Adaptation(abc.ABC):
         It is then a plain timm model with the same outputs, up to rounding, and may be adapted again. `unmerge` and
         `detach` bring the former bits back. Raises ValueError where the method cannot be folded into weights.
         """
+        return self._merge(self._fold)
+
+    def _merge(self, fold: Callable[[], None]) -> nn.Module:
         if self.merged:
             raise ValueError("merge: this adaptation is merged already")
-        self._fold()
+        fold()
         self._release()
         self.merged = True
         self.backbone._sfa_merged = [*getattr(self.backbone, "_sfa_merged", ()), self]

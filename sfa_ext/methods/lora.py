@@ -121,6 +121,9 @@ class LoRAAdaptation(Changes):
             scale = 1.0 if settings.alpha is None else settings.alpha / rank
             self._change(operation, LowRankUpdate(inputs, rows, rank, scale, settings.dropout))
 
+    def chosen(self) -> dict[str, int]:
+        return {"rank": self.rank}
+
 
 def _rank(settings: LoRA, shapes: list[tuple[int, int]], whole: int) -> int:
     if settings.budget is None:

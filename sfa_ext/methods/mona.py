@@ -107,3 +107,6 @@ class MonaAdaptation(Addition):
         for site in sites:
             tail = StreamTail(MonaAdapter(site.width, self.dim, settings.dropout, site.grid))
             site.install(self._add(site.name, tail, next(site.block.parameters())))
+
+    def chosen(self) -> dict[str, int]:
+        return {"dim": self.dim}

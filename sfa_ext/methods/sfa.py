@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,9 @@ from sfa_ext.backbones import DEFAULT_TARGETS, Site, accounted_size, close_sites
 from sfa_ext.methods.adapter import PLACEMENTS, AdapterTail, BottleneckAdapter
 from sfa_ext.methods.base import Adaptation, Method, ParameterReport, setting
 from sfa_ext.methods.budget import at_least
+from sfa_ext.methods.phases import TwoPhaseAdamW
 from sfa_ext.optim import SparseAdamW
-from sfa_ext.selection import CRITERIA, SCOPES, Schedule, Search, Selection
+from sfa_ext.selection import CRITERIA, GRANULARITIES, SCOPES, Overlap, Schedule, Search, Selection, overlap
 
 # The paper's two sizes on the two backbones it trains, by the sum of the blocks' widths; elsewhere d follows from rho.
 _PAPER = {
@@ -25,6 +25,7 @@ _PAPER = {
 _ELSEWHERE = {"sfa-s": {"budget": 0.048}, "sfa-b": {"budget": 0.195}}
 _HALVES = {"sfa-external": {"rho": 1.0}, "sfa-internal": {"rho": 0.0}}
 PRESETS = (*_ELSEWHERE, *_HALVES)
+ORDERS = ("external_first", "internal_first")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class SFA(Method):
     interval: int = setting(2000, "s: optimizer steps per round; 0 selects once, before training")
     criterion: str = setting("gradient", f"what is ranked: {', '.join(CRITERIA)}")
     scope: str = setting("global", f"over what it is ranked: {', '.join(SCOPES)}")
+    granularity: str = setting("element", f"what is selected: {', '.join(GRANULARITIES)} (a whole output channel)")
+    order: str = setting("external_first", "internal_first trains F_i to its end, then F_e with F_i frozen")
+    phase: float = setting(0.5, "part of the training that order internal_first gives to the internal adapter")
     placement: str = setting("branch", f"where the external adapter sits: {', '.join(PLACEMENTS)}")
     targets: tuple[str, ...] = setting(DEFAULT_TARGETS, "patterns of the weights that may be selected")
 
@@ -48,7 +52,15 @@ class SFA(Method):
             raise ValueError(f"rho: must be in [0, 1], got {self.rho}")
         if self.dim is not None and self.dim < 0:
             raise ValueError(f"dim: must be 0 (no external adapter) or more, got {self.dim}")
-        for name, known in (("criterion", CRITERIA), ("scope", SCOPES), ("placement", PLACEMENTS)):
+        if not 0.0 < self.phase < 1.0:
+            raise ValueError(f"phase: must be between 0 and 1, a part of the training, got {self.phase}")
+        for name, known in (
+            ("criterion", CRITERIA),
+            ("scope", SCOPES),
+            ("granularity", GRANULARITIES),
+            ("order", ORDERS),
+            ("placement", PLACEMENTS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: unknown {getattr(self, name)!r}, known: {', '.join(known)}")
         if self.rounds is not None or self.interval <= 0:
@@ -121,6 +133,8 @@ class SFAAdaptation(Adaptation):
             eligible = sum(w.numel() for w in weights.values())
             if self.total > eligible:
                 raise ValueError(f"budget: {self.total} weights to select, but targets hold only {eligible}")
+            if settings.order == "internal_first" and not (self.dim and self.total):
+                raise ValueError("order: internal_first needs both adapters; take rho between 0 and 1")
         except ValueError:
             close_sites(backbone)
             raise
@@ -129,6 +143,7 @@ class SFAAdaptation(Adaptation):
         self.selection = Selection(weights)
         self.search: Search | None = None
         self._sparse: SparseAdamW | None = None
+        self._fixed = False  # whether the mask was found elsewhere
         backbone.requires_grad_(False)
         if self.dim:
             self._install(seed)
@@ -159,7 +174,40 @@ class SFAAdaptation(Adaptation):
         named = [p for _, p in self.named_parameters()]
         external = sum(p.numel() for p in named if p.dim() > 1)
         vectors = sum(p.numel() for p in named if p.dim() == 1)
-        return ParameterReport(external, self.total, vectors, **self.size)
+        return ParameterReport(external, self._internal(), vectors, **self.size)
+
+    def _internal(self) -> int:
+        """What is selected, or will be: rows may take a few weights less than the budget allows."""
+        searching = self.search is not None and not self.search.finished
+        return self.total if searching or not self.selection.count() else self.selection.count()
+
+    def use_selection(self, positions: Mapping[str, Tensor]) -> None:
+        """Takes a selection found elsewhere as the fixed mask (Table 7): no search, values trained afresh from theta_0.
+
+        positions: sorted flat positions (int64) by weight name, as `selection` has them. Comes before `optimizer`.
+
+        Raises ValueError, before anything changes, where the optimizer is there already, positions do not fit these
+        weights, or they are more than the budget leaves for the internal adapter.
+        """
+        if self._sparse is not None:
+            raise ValueError("selection: the optimizer has begun a search already; give the selection before it")
+        count = sum(len(index) for index in positions.values())
+        external = sum(p.numel() for _, p in self.named_parameters() if p.dim() > 1)
+        if external + count > int(self.settings.budget * self.size["with_head"]):
+            smallest = at_least((external + count) / self.size["with_head"])
+            raise ValueError(
+                f"selection: has {count} weights, the budget of {self.settings.budget} leaves room for {self.total} "
+                f"beside the external adapter; the smallest budget is {smallest}"
+            )
+        self.selection.fix(positions)
+        self.total, self._fixed = count, True
+
+    def overlaps(self) -> list[Overlap]:
+        """What this selection shares with each one folded into the backbone before, in the order of their folding."""
+        mine = {name: entries.index for name, entries in self.selection}
+        sizes = {name: weight.numel() for name, weight in self.selection.weights.items()}
+        before = [a.selection for a in getattr(self.backbone, "_sfa_merged", ()) if isinstance(a, SFAAdaptation)]
+        return [overlap({n: e.index for n, e in selection}, mine, sizes) for selection in before]
 
     def _schedule(self, steps: int | None) -> Schedule:
         rounds, interval = self.settings.rounds, self.settings.interval
@@ -181,10 +229,23 @@ class SFAAdaptation(Adaptation):
             return super()._optimizer(groups, defaults, steps)
         if self._sparse is not None:
             raise ValueError("optimizer: this adaptation has one already; a search cannot serve two")
-        self.search = Search(self.selection, self._schedule(steps), self.settings.criterion, self.settings.scope)
+        settings, two_phases = self.settings, self.settings.order == "internal_first"
+        if two_phases:
+            if steps is None:
+                raise ValueError("steps: order internal_first needs the number of training steps")
+            steps = max(1, int(settings.phase * steps))
         for weight in self.selection.weights.values():
             weight.requires_grad_(True)
-        self._sparse = SparseAdamW(groups, self.search, **defaults)
+        if self._fixed:
+            self.search = Search.over(self.selection)
+        else:
+            scheduled = self._schedule(steps)
+            self.search = Search(self.selection, scheduled, settings.criterion, settings.scope, settings.granularity)
+        if two_phases:
+            external = [p for _, p in self.named_parameters()]
+            self._sparse = TwoPhaseAdamW(groups, self.search, external=external, switch=steps, **defaults)
+        else:
+            self._sparse = SparseAdamW(groups, self.search, **defaults)
         return self._sparse
 
     def status(self) -> dict[str, float]:
@@ -211,21 +272,36 @@ class SFAAdaptation(Adaptation):
             self.search.load_state(_part(state, "search/"))
             self._sparse.load_selected_state(_part(state, "selected/"))
 
+    def fold_selection(self) -> nn.Module:
+        """Leaves the selected values in the backbone and takes the external adapters out; returns the backbone.
+
+        What task A selected becomes a part of the backbone that task B is adapted from (continual selection);
+        `overlaps` then says how much of it B selects again. `unmerge` and `detach` undo it.
+        """
+        return self._merge(self._fold_selected)
+
     def _fold(self) -> None:
         if self.dim:
             raise ValueError(
                 f"merge: external adapters (dim={self.dim}) compute beside the backbone's weights and cannot be folded "
-                "into them; keep the adaptation, or take SFA(rho=0)"
+                "into them; keep the adaptation, take SFA(rho=0), or fold_selection() to leave them out"
             )
+        self._fold_selected()
+
+    def _fold_selected(self) -> None:
         if self.search is not None and not self.search.finished:
             done, rounds = self.search.round, self.search.schedule.rounds
             raise ValueError(f"merge: the search is at round {done} of {rounds}; train on until it is finished")
         if self._sparse is not None:
             self._sparse.close()
+        self._tails = {site.name: getattr(site.block, site.slot) for site in self.sites}
         close_sites(self.backbone)
 
     def _unfold(self) -> None:
-        """The selected values are where they were."""
+        """The selected values are where they were; the external adapters come back."""
+        find_sites(self.backbone)
+        for site in self.sites:
+            site.install(self._tails[site.name])
 
     def _remove(self) -> None:
         if self._sparse is not None:
@@ -235,9 +311,15 @@ class SFAAdaptation(Adaptation):
         self.selection.restore()
         close_sites(self.backbone)
 
-    def describe(self) -> dict[str, Any]:
-        """The settings with what was chosen for this backbone: d and K."""
-        return dataclasses.asdict(self.settings) | {"dim": self.dim, "selected_weights": self.total}
+    def chosen(self) -> dict[str, int]:
+        return {"dim": self.dim, "selected_weights": self.total}
+
+    def optimizer_bytes(self) -> tuple[int, int]:
+        moments, _ = super().optimizer_bytes()
+        # Until the last round: a score for every candidate, or theta_0 and two moments where all of them are trained.
+        words = 3 if self.settings.criterion == "displacement" else 1
+        eligible = sum(w.numel() for w in self.selection.weights.values()) if self.total else 0
+        return moments, moments + 4 * words * eligible
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -80,6 +80,9 @@ class VPTAdaptation(Addition):
         self._model.train = functools.partial(_stay_in_eval, self._model)
         self._model.eval()
 
+    def chosen(self) -> dict[str, int]:
+        return {"tokens": self.tokens}
+
     def _remove(self) -> None:
         del self._model.train
         self._model.train(self._training)

@@ -29,7 +29,11 @@ class Schedule:
 
     def size(self, number: int) -> int:
         """Weights that round `number` (from 1) takes: floor(r K / n) - floor((r-1) K / n). They sum to K exactly."""
-        return number * self.total // self.rounds - (number - 1) * self.total // self.rounds
+        return self.until(number) - self.until(number - 1)
+
+    def until(self, number: int) -> int:
+        """Weights that rounds 1 to `number` take together."""
+        return number * self.total // self.rounds
 
     def round_at(self, step: int) -> int:
         """The round (from 1) that follows optimizer step `step` (from 1), or 0 where none does."""

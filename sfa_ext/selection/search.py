@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfa_ext import ops  # noqa: F401  (registers torch.ops.sfa)
+from sfa_ext.selection.rows import best_rows
 from sfa_ext.selection.schedule import Schedule
 from sfa_ext.selection.selection import Selection
 
@@ -15,6 +16,8 @@ from sfa_ext.selection.selection import Selection
 # displacement: |theta_0 - theta_t| after everything trained through the round (Eq. 4, literally).
 CRITERIA = ("gradient", "absolute", "squared", "displacement")
 SCOPES = ("global", "layer")
+# element: single weights. row: whole output channels, as many as fit, so a few weights less than the schedule's total.
+GRANULARITIES = ("element", "row")
 
 
 class Search:
@@ -27,9 +30,10 @@ class Search:
     ----------
     selection: takes what is found; its weights are the candidates, and their order is that in which ties are broken.
     schedule: how many weights in how many rounds.
-    criterion, scope: one of CRITERIA, of SCOPES. Scope "layer" takes the same share of every weight tensor.
+    criterion, scope, granularity: one of CRITERIA, of SCOPES, of GRANULARITIES. Scope "layer" takes the same share of
+        every weight tensor.
 
-    Raises ValueError for an unknown criterion or scope, or a schedule of more weights than there are.
+    Raises ValueError for an unknown criterion, scope or granularity, or a schedule of more weights than there are.
     """
 
     def __init__(
@@ -38,11 +42,14 @@ class Search:
         schedule: Schedule,
         criterion: str = "gradient",
         scope: str = "global",
+        granularity: str = "element",
     ):
         if criterion not in CRITERIA:
             raise ValueError(f"criterion: unknown {criterion!r}, known: {', '.join(CRITERIA)}")
         if scope not in SCOPES:
             raise ValueError(f"scope: unknown {scope!r}, known: {', '.join(SCOPES)}")
+        if granularity not in GRANULARITIES:
+            raise ValueError(f"granularity: unknown {granularity!r}, known: {', '.join(GRANULARITIES)}")
         available = sum(w.numel() for w in selection.weights.values())
         if schedule.total > available:
             raise ValueError(f"budget: {schedule.total} weights to select, but only {available} are eligible")
@@ -51,6 +58,7 @@ class Search:
         self.schedule = schedule
         self.criterion = criterion
         self.scope = scope
+        self.granularity = granularity
         self.step = 0
         self.round = 0
         self.scores: dict[str, Tensor] = {}
@@ -59,6 +67,13 @@ class Search:
         elif criterion != "displacement":
             self.scores = {n: torch.zeros_like(w, dtype=_score_dtype(w)) for n, w in self.weights.items()}
         self.start = {n: w.detach().clone() for n, w in self.weights.items()} if self.trains_all else {}
+
+    @staticmethod
+    def over(selection: Selection) -> Search:
+        """A search that is finished: the mask is what `selection` holds already."""
+        search = Search(selection, Schedule(0, 1, 0))
+        search.schedule = Schedule(selection.count(), 1, 0)
+        return search
 
     @property
     def finished(self) -> bool:
@@ -117,6 +132,8 @@ class Search:
     def _rank(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         excluded = [e.index for _, e in self.selection]
         values = list(scores.values())
+        if self.granularity == "row":
+            return dict(zip(scores, self._rank_rows(values, excluded), strict=True))
         count = self.schedule.size(self.round + 1)
         if self.scope == "global":
             return dict(zip(scores, torch.ops.sfa.select_topk(values, excluded, count), strict=True))
@@ -127,6 +144,16 @@ class Search:
             name: torch.ops.sfa.select_topk([value], [index], share)[0]
             for name, value, index, share in zip(scores, values, excluded, shares, strict=True)
         }
+
+    def _rank_rows(self, scores: list[Tensor], taken: list[Tensor]) -> list[Tensor]:
+        whole = self.schedule.until(self.round + 1)
+        if self.scope == "global":
+            return best_rows(scores, taken, whole - self.selection.count())
+        rooms = _proportional([s.numel() for s in scores], whole)
+        return [
+            best_rows([score], [index], room - index.numel())[0]
+            for score, index, room in zip(scores, taken, rooms, strict=True)
+        ]
 
     def _take(self, picked: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.criterion != "displacement":

@@ -44,6 +44,21 @@ class Selection:
         """Selected entries by weight name."""
         return {name: len(e) for name, e in self.entries.items()}
 
+    def fix(self, positions: Mapping[str, Tensor]) -> None:
+        """Takes flat positions found elsewhere (int64, sorted) in place of what is selected, values theta_0.
+
+        Raises ValueError, before anything changes, for a weight that is not here or positions that do not fit it.
+        """
+        if unknown := sorted(set(positions) - set(self.weights)):
+            raise ValueError(f"selection: {unknown[0]!r} is none of the weights that may be selected here")
+        for name, index in positions.items():
+            size = self.weights[name].numel()
+            if index.numel() and (index[0] < 0 or index[-1] >= size or (index[1:] <= index[:-1]).any()):
+                raise ValueError(f"selection: positions of {name!r} are not sorted inside its {size} entries")
+        self.restore()
+        self.entries = {name: Entries.none(weight.detach()) for name, weight in self.weights.items()}
+        self.add({n: index.to(self.weights[n].device, torch.int64) for n, index in positions.items()}, 0)
+
     def add(self, picked: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
         """Takes the flat positions `picked` (int64, sorted) into round `number` (from 0).
 

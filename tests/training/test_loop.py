@@ -53,7 +53,10 @@ def stop_before(step, monkeypatch):
 METHODS = {
     "sfa": [],
     "displacement": ["method.settings.criterion=displacement"],
+    "internal first": ["method.settings.order=internal_first", "method.settings.phase=0.7"],
     "full": ["method.name=full"],
+    "vpt": ["method.name=vpt", "method.settings={tokens: 3}", "backbone.drop_path=0.2"],
+    "mona on a vit": ["method.name=mona", "method.settings={dim: 4}", "backbone.name=vit_pico"],
     "bf16": ["optim.precision=bf16", "optim.accumulate=2"],
     "fp16": ["optim.precision=fp16"],
     "mask2former": ["task.name=mask2former", "task.settings={size: small}", "backbone.drop_path=0.2"],
