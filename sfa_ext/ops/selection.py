@@ -20,9 +20,10 @@
         exchanges weight.flatten()[index] with values, bit by bit; any dtype; index strictly increasing
 
 Every result is the same, bit by bit, for any number of threads. RuntimeError names an argument that is not as said
-here, before anything was changed; but the compiled CUDA kernels of sparse_adamw_ and swap_values_ look at positions and
-rounds without waiting for the device: there a wrong one stops the kernel, as in torch's own indexing, and the next call
-into CUDA raises "device-side assert triggered". select_topk waits for the device once, to learn the lengths.
+here, before anything was changed; but the GPU kernels of sparse_adamw_ and swap_values_ look at positions and rounds
+without anybody waiting for the device: in CUDA's a wrong one stops the kernel, as in torch's own indexing, and the next
+call into CUDA raises "device-side assert triggered"; Triton's leave alone what is out of range. select_topk waits for
+the device once, to learn the lengths.
 """
 
 from __future__ import annotations
