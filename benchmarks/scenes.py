@@ -2,9 +2,10 @@
 
     python -m benchmarks.scenes [--out runs/scenes] [--seeds 0 1 2] [--jobs 2]
 
-Every method gets the same number of learning-rate trials (--rates), on the validation split with a seed of their own;
-with a single rate there is nothing to try. The table is of the test split, with paired seeds (head, data order and
-augmentation are shared). Runs that are done are kept, so the command can be stopped and started again.
+Every method gets the same number of learning-rate trials (--rates), of --trial-steps steps each, on the validation
+split with a seed of their own; with a single rate there is nothing to try. The table is of the test split, with paired
+seeds (head, data order and augmentation are shared). Runs that are done are kept, so the command can be stopped and
+started again.
 """
 
 from __future__ import annotations
@@ -69,7 +70,12 @@ def best_rates(out: Path, rates: Sequence[float]) -> dict[str, float]:
     return {m: max(rates, key=lambda rate: score(m, rate)) for m in METHODS}
 
 
-def write(out: Path, rates: dict[str, float], seeds: Sequence[int], tried: Sequence[float]) -> Path:
+def trial(steps: int) -> list[str]:
+    """Overrides of a learning-rate trial: a shorter run that never sees the test split."""
+    return [f"optim.steps={steps}", "data.test=null", "save_every=0"]
+
+
+def write(out: Path, rates: dict[str, float], seeds: Sequence[int], tried: Sequence[float], steps: int) -> Path:
     runs = {m: [folder_of(out, m, rate, seed) for seed in seeds] for m, rate in rates.items()}
     groups = {m: [compare.read(run) for run in found] for m, found in runs.items()}
     optim = task_meta(runs["frozen"][0])["recipe"]["optim"]
@@ -77,8 +83,8 @@ def write(out: Path, rates: dict[str, float], seeds: Sequence[int], tried: Seque
     if len(tried) > 1:
         best = ", ".join(f"{m} {rate:g}" for m, rate in rates.items())
         tuned = (
-            f"Learning rates were chosen among {', '.join(f'{r:g}' for r in tried)} on the validation split with one "
-            f"seed that the table does not use: {best} (frozen: of its head)."
+            f"Learning rates were chosen among {', '.join(f'{r:g}' for r in tried)} on the validation split, by runs "
+            f"of {steps} steps with a seed that the table does not use: {best} (frozen: of its head)."
         )
     text = [
         "# Segmentation of the embedded scenes",
@@ -105,17 +111,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3], help="learning rates to try")
+    parser.add_argument("--trial-steps", type=int, default=250, help="steps of a learning-rate trial")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     options, rest = parser.parse_known_args()
     extra = [*options.overrides, *rest]
     if len(options.rates) > 1:
-        trials = ((options.out, m, rate, TRIAL_SEED, extra) for rate in options.rates for m in METHODS)
+        short = [*extra, *trial(options.trial_steps)]
+        trials = ((options.out, m, rate, TRIAL_SEED, short) for rate in options.rates for m in METHODS)
         in_parallel(options.jobs, trials)
     rates = best_rates(options.out, options.rates)
     print("learning rates:", rates, flush=True)
-    in_parallel(options.jobs, ((options.out, m, rates[m], seed, extra) for seed in options.seeds for m in METHODS))
-    print(write(options.out, rates, options.seeds, options.rates))
+    runs = sorted(((m, seed) for seed in options.seeds for m in METHODS), key=lambda run: "scratch" in run[0])
+    in_parallel(options.jobs, ((options.out, m, rates[m], seed, extra) for m, seed in runs))
+    print(write(options.out, rates, options.seeds, options.rates, options.trial_steps))
 
 
 if __name__ == "__main__":

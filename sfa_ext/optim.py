@@ -44,7 +44,7 @@ class SparseAdamW(torch.optim.Optimizer):
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         params = list(params)
-        self.whole = torch.optim.AdamW(params, **defaults) if params else None
+        self.whole = torch.optim.AdamW(params, fused=True, **defaults) if params else None
         self._everything: torch.optim.AdamW | None = None  # criterion "displacement": all candidates, one round long
         self.search = search
         self.skipped = 0
@@ -132,7 +132,7 @@ class SparseAdamW(torch.optim.Optimizer):
 
     def _new_everything(self) -> torch.optim.AdamW:
         group = {k: v for k, v in self._selected.items() if k not in ("params", "role")}
-        return torch.optim.AdamW(list(self.search.weights.values()), **group)
+        return torch.optim.AdamW(list(self.search.weights.values()), fused=True, **group)
 
     def _end_round(self) -> None:
         number = self.search.round

@@ -110,7 +110,7 @@ class Adaptation(abc.ABC):
     def _optimizer(self, groups: list[dict[str, Any]], defaults: dict[str, Any], steps: int | None):
         if not groups:
             raise ValueError("head: this method trains nothing in the backbone; give the head's parameters")
-        return torch.optim.AdamW(groups, **defaults)
+        return torch.optim.AdamW(groups, fused=True, **defaults)
 
     def chosen(self) -> dict[str, int]:
         """Sizes that the method took for this backbone, by the names of their settings."""

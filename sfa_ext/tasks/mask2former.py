@@ -25,7 +25,8 @@ from .query_decoder import QueryDecoder
 class Mask2FormerSettings:
     """Settings of Mask2Former for semantic segmentation; the defaults are the paper's size.
 
-    sizes: named starting points, "paper" and "small" (for a backbone of some 2 M parameters at 96 x 96 pixels).
+    sizes: named starting points, "paper" and "small" (for a backbone of some 2 M parameters at 96 x 96 pixels; masks
+        have so few cells there that the loss takes points all over them instead of looking for uncertain ones).
     """
 
     sizes: ClassVar[dict[str, dict[str, float]]] = {
@@ -39,7 +40,9 @@ class Mask2FormerSettings:
             "decoder_layers": 3,
             "decoder_feedforward": 128,
             "queries": 24,
-            "points": 128,
+            "points": 512,
+            "oversample": 1.0,
+            "importance": 0.0,
         },
     }
 

@@ -85,6 +85,7 @@ class Look:
         poses: probabilities of standing, lying and leaning.
         kinds: probabilities of a plain, a patterned and a photographed material.
         contrast: how much of a photograph's contrast is left.
+        lamp: height of the lamp as a part of the room's.
         ambient, fill: light from everywhere and from the camera.
         shadow: light left where the lamp is hidden (1: no shadows).
         decals: most rugs and pictures.
@@ -98,6 +99,7 @@ class Look:
     poses: tuple[float, float, float]
     kinds: tuple[float, float, float]
     contrast: tuple[float, float]
+    lamp: tuple[float, float]
     ambient: tuple[float, float]
     fill: float
     shadow: tuple[float, float]
@@ -109,11 +111,12 @@ class Look:
 LOOKS = {
     "source": Look(
         count=(1, 3), coverage=(0.3, 0.55), whole=True, poses=(0.7, 0.3, 0), kinds=(0.7, 0.3, 0), contrast=(1, 1),
-        ambient=(0.42, 0.52), fill=0.2, shadow=(0.65, 0.8), decals=0, cast=0.03, noise=0.006,
+        lamp=(0.8, 0.95), ambient=(0.42, 0.52), fill=0.2, shadow=(0.65, 0.8), decals=0, cast=0.03, noise=0.006,
     ),
     "target": Look(
         count=(3, 10), coverage=(0.5, 0.75), whole=False, poses=(0.5, 0.35, 0.15), kinds=(0.25, 0.2, 0.55),
-        contrast=(0.2, 0.6), ambient=(0.34, 0.46), fill=0.22, shadow=(0.35, 0.6), decals=2, cast=0.1, noise=0.012,
+        contrast=(0.2, 0.6), lamp=(0.1, 0.35), ambient=(0.34, 0.46), fill=0.22, shadow=(0.35, 0.6), decals=2, cast=0.3,
+        noise=0.012,
     ),
 }  # fmt: skip
 SINGLE_SHARE = 0.5
@@ -137,7 +140,7 @@ def compose(rng: np.random.Generator, domain: str) -> Scene:
     lamp = (
         float(np.clip(toward[0], -half[0] * 0.9, half[0] * 0.9)),
         float(np.clip(toward[1], -half[1] * 0.9, half[1] * 0.9)),
-        height * rng.uniform(0.8, 0.95),
+        height * rng.uniform(*look.lamp),
     )
     return Scene(
         half, height, surfaces, _decals(rng, look, half, height), solids, camera, lamp,
