@@ -1,6 +1,6 @@
-"""Compares frozen, SFA and full fine-tuning on the embedded scenes, and writes benchmarks/results/scenes.md.
+"""Compares frozen, SFA and full fine-tuning on the embedded scenes, and writes benchmarks/results/RECIPE.md.
 
-    python -m benchmarks.scenes [--out runs/scenes] [--seeds 0 1 2] [--jobs 2]
+    python -m benchmarks.scenes [--recipe scenes-fpn] [--out runs/scenes-fpn] [--seeds 0 1 2] [--jobs 2]
 
 Every method gets the same number of learning-rate trials (--rates), of --trial-steps steps each, on the validation
 split with a seed of their own; with a single rate there is nothing to try. The table is of the test split, with paired
@@ -41,12 +41,12 @@ def folder_of(out: Path, method: str, rate: float, seed: int) -> Path:
     return out / f"{method.replace(' ', '-')}-lr{rate}-seed{seed}"
 
 
-def fit(out: Path, method: str, rate: float, seed: int, extra: Sequence[str]) -> None:
+def fit(recipe: str, out: Path, method: str, rate: float, seed: int, extra: Sequence[str]) -> None:
     folder = folder_of(out, method, rate, seed)
     if (folder / "report.md").is_file():
         return
     overrides = [*METHODS[method], *rate_of(method, rate), f"seed={seed}", "threads=1", *extra]
-    command = [sys.executable, "-m", "sfa_ext.cli", "fit", "scenes", *overrides, "--quiet", "--out", str(folder)]
+    command = [sys.executable, "-m", "sfa_ext.cli", "fit", recipe, *overrides, "--quiet", "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}")
@@ -75,10 +75,13 @@ def trial(steps: int) -> list[str]:
     return [f"optim.steps={steps}", "data.test=null", "save_every=0"]
 
 
-def write(out: Path, rates: dict[str, float], seeds: Sequence[int], tried: Sequence[float], steps: int) -> Path:
+def write(
+    recipe: str, out: Path, rates: dict[str, float], seeds: Sequence[int], tried: Sequence[float], steps: int
+) -> Path:
     runs = {m: [folder_of(out, m, rate, seed) for seed in seeds] for m, rate in rates.items()}
     groups = {m: [compare.read(run) for run in found] for m, found in runs.items()}
-    optim = task_meta(runs["frozen"][0])["recipe"]["optim"]
+    resolved = task_meta(runs["frozen"][0])["recipe"]
+    optim = resolved["optim"]
     tuned = f"The learning rate is {tried[0]:g} for every method; none was tuned."
     if len(tried) > 1:
         best = ", ".join(f"{m} {rate:g}" for m, rate in rates.items())
@@ -89,26 +92,27 @@ def write(out: Path, rates: dict[str, float], seeds: Sequence[int], tried: Seque
     text = [
         "# Segmentation of the embedded scenes",
         "",
-        "Written by `python -m benchmarks.scenes`. swinv2_pico with the embedded checkpoint (or from scratch), small "
-        f"Mask2Former head, {optim['steps']} steps of {optim['batch']} images, test split.",
+        f"Written by `python -m benchmarks.scenes --recipe {recipe}`. swinv2_pico with the embedded checkpoint (or from "
+        f"scratch), head {resolved['task']['name']}, {optim['steps']} steps of {optim['batch']} images, test split.",
         "",
         *compare.table(groups),
         "",
         f"{tuned} The head's is {optim['head_lr']:g}.",
         "Seconds are of training alone, one thread a run, two runs at a time.",
         "",
-        "![mIoU against the share of trainable weights](scenes-trade-off.png)",
+        f"![mIoU against the share of trainable weights]({recipe}-trade-off.png)",
         "",
     ]
     points = {m: (g[0].share, [100 * r.figures["miou"] for r in g]) for m, g in groups.items() if "scratch" not in m}
-    plots.trade_off(points, RESULTS / "scenes-trade-off.png")
-    write_text(RESULTS / "scenes.md", "\n".join(text))
-    return RESULTS / "scenes.md"
+    plots.trade_off(points, RESULTS / f"{recipe}-trade-off.png")
+    write_text(RESULTS / f"{recipe}.md", "\n".join(text))
+    return RESULTS / f"{recipe}.md"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
+    parser.add_argument("--recipe", default="scenes-fpn", help="a recipe of the package")
+    parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/RECIPE)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3], help="learning rates to try")
     parser.add_argument("--trial-steps", type=int, default=250, help="steps of a learning-rate trial")
@@ -116,15 +120,16 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     options, rest = parser.parse_known_args()
     extra = [*options.overrides, *rest]
+    recipe, out = options.recipe, options.out or Path("runs", options.recipe)
     if len(options.rates) > 1:
         short = [*extra, *trial(options.trial_steps)]
-        trials = ((options.out, m, rate, TRIAL_SEED, short) for rate in options.rates for m in METHODS)
+        trials = ((recipe, out, m, rate, TRIAL_SEED, short) for rate in options.rates for m in METHODS)
         in_parallel(options.jobs, trials)
-    rates = best_rates(options.out, options.rates)
+    rates = best_rates(out, options.rates)
     print("learning rates:", rates, flush=True)
     runs = sorted(((m, seed) for seed in options.seeds for m in METHODS), key=lambda run: "scratch" in run[0])
-    in_parallel(options.jobs, ((options.out, m, rates[m], seed, extra) for m, seed in runs))
-    print(write(options.out, rates, options.seeds, options.rates, options.trial_steps))
+    in_parallel(options.jobs, ((recipe, out, m, rates[m], seed, extra) for m, seed in runs))
+    print(write(recipe, out, rates, options.seeds, options.rates, options.trial_steps))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ PYRAMID_WIDTH = 256  # channels of each map of a feature pyramid, at most (ViTDe
 
 # name: (module, settings class, task class); modules load only when their task is asked for.
 _TASKS = {
+    "fpn": ("fpn", "FpnSettings", "FpnTask"),
     "mask2former": ("segmentation", "Mask2FormerSettings", "SemanticSegmentation"),
     "pretrain": ("dense", "PretrainSettings", "PretrainTask"),
 }

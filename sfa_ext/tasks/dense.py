@@ -10,22 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .metrics import IGNORE, RunningMean, SegmentationMetric
+from .fpn import FpnSettings, FpnTask, pixel_cross_entropy, resized
+from .metrics import RunningMean, SegmentationMetric
 
 
 @dataclass(frozen=True)
-class PretrainSettings:
+class PretrainSettings(FpnSettings):
     """Settings of the pretraining task."""
 
-    width: int = field(default=64, metadata={"help": "channels that the four maps are projected to"})
     image_classes: int = field(default=0, metadata={"help": "classes of batch['label']; 0 trains no classifier"})
     depth_weight: float = field(default=0.5, metadata={"help": "weight of the L1 on log depth; 0 trains no depth"})
     label_weight: float = field(default=1.0, metadata={"help": "weight of the image-level cross entropy"})
     label_smoothing: float = field(default=0.1, metadata={"help": "label smoothing of the image-level cross entropy"})
 
     def __post_init__(self) -> None:
-        if self.width < 8 or self.width % 8:
-            raise ValueError(f"width must be a positive multiple of 8 (eight groups are normalised), got {self.width}")
+        super().__post_init__()
         if self.image_classes < 0:
             raise ValueError(f"image_classes must be 0 or more, got {self.image_classes}")
         if self.depth_weight < 0 or self.label_weight < 0:
@@ -36,31 +35,7 @@ class PretrainSettings:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
 
 
-class FusedPyramid(nn.Module):
-    """One map at the finest stride: 1x1 projections summed after bilinear upsampling, then 3x3 conv, GroupNorm, GELU.
-
-    forward: maps, NCHW with `channels`, finest first -> [B, width, H0, W0] of the first map's size.
-    """
-
-    def __init__(self, channels: Sequence[int], width: int, device=None, dtype=None) -> None:
-        super().__init__()
-        factory = {"device": device, "dtype": dtype}
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1, **factory) for c in channels)
-        self.smooth = nn.Conv2d(width, width, 3, padding=1, bias=False, **factory)
-        self.norm = nn.GroupNorm(8, width, **factory)
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        if len(maps) != len(self.lateral):
-            raise ValueError(f"maps must be {len(self.lateral)} feature maps, got {len(maps)}")
-        levels = [project(m) for project, m in zip(self.lateral, maps, strict=True)]
-        fused = levels.pop()
-        while levels:
-            finer = levels.pop()
-            fused = finer + F.interpolate(fused, size=finer.shape[-2:], mode="bilinear", align_corners=False)
-        return F.gelu(self.norm(self.smooth(fused)))
-
-
-class PretrainTask(nn.Module):
+class PretrainTask(FpnTask):
     """Per-pixel cross entropy + depth_weight * L1(log depth) + label_weight * image cross entropy.
 
     Args:
@@ -80,25 +55,15 @@ class PretrainTask(nn.Module):
         class_names: Sequence[str],
         object_classes: Sequence[int] = (),
     ) -> None:
-        super().__init__()
-        self.settings = settings
-        self.class_names, self.object_classes = tuple(class_names), tuple(object_classes)
-        self.pyramid = FusedPyramid(channels, settings.width)
-        self.semantic = nn.Conv2d(settings.width, len(self.class_names), 1)
+        super().__init__(settings, channels, class_names, object_classes)
         self.depth = nn.Conv2d(settings.width, 1, 1) if settings.depth_weight else None
         self.classifier = nn.Linear(channels[-1], settings.image_classes) if settings.image_classes else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws all weights anew from torch's default generator; depth starts near e metres (log depth 1)."""
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.GroupNorm):
-                module.reset_parameters()
-        if self.depth is not None:
+        super().reset_parameters()
+        if getattr(self, "depth", None) is not None:
             nn.init.ones_(self.depth.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -115,10 +80,10 @@ class PretrainTask(nn.Module):
         """The scalar loss and its detached terms "semantic", "depth", "label"."""
         out = self(maps)
         size = batch["semantic"].shape[-2:]
-        terms = {"semantic": _pixel_cross_entropy(_resize(out["semantic"], size), batch["semantic"])}
+        terms = {"semantic": pixel_cross_entropy(out["semantic"], batch["semantic"])}
         total = terms["semantic"]
         if self.depth is not None:
-            terms["depth"] = _log_depth_l1(_resize(out["log_depth"], size)[:, 0], _depth_of(batch))
+            terms["depth"] = _log_depth_l1(resized(out["log_depth"], size)[:, 0], _depth_of(batch))
             total = total + self.settings.depth_weight * terms["depth"]
         if self.classifier is not None:
             terms["label"] = _label_cross_entropy(out["label"], batch["label"], self.settings.label_smoothing)
@@ -129,9 +94,9 @@ class PretrainTask(nn.Module):
     def predict(self, maps: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Probabilities "semantic" [B, C, H, W] and "label" [B, n], "depth" [B, H, W] in metres; maps at `size`."""
         out = self(maps)
-        found = {"semantic": _resize(out["semantic"], size).softmax(1)}
+        found = {"semantic": resized(out["semantic"], size).softmax(1)}
         if "log_depth" in out:
-            found["depth"] = _resize(out["log_depth"], size)[:, 0].exp()
+            found["depth"] = resized(out["log_depth"], size)[:, 0].exp()
         if "label" in out:
             found["label"] = out["label"].softmax(1)
         return found
@@ -169,16 +134,6 @@ class PretrainMetric:
         if accuracy is not None:
             figures["accuracy"] = accuracy
         return figures
-
-
-def _resize(scores: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _pixel_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    # A batch without any labelled pixel gives 0, where reduction="mean" would give NaN.
-    total = F.cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
 
 
 def _label_cross_entropy(scores: Tensor, labels: Tensor, smoothing: float) -> Tensor:
