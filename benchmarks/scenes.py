@@ -2,10 +2,10 @@
 
     python -m benchmarks.scenes [--recipe scenes-fpn] [--out runs/scenes-fpn] [--seeds 0 1 2] [--jobs 2]
 
-Every method gets the same number of learning-rate trials (--rates), of --trial-steps steps each, on the validation
-split with a seed of their own; with a single rate there is nothing to try. The table is of the test split, with paired
-seeds (head, data order and augmentation are shared). Runs that are done are kept, so the command can be stopped and
-started again.
+Every method that starts from the checkpoint gets the same number of learning-rate trials (--rates), of --trial-steps
+steps each, on the validation split with a seed of their own; with a single rate there is nothing to try. Training from
+scratch takes full's rate. The table is of the test split, with paired seeds (head, data order and augmentation are
+shared). Runs that are done are kept, so the command can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ METHODS = {
     "sfa-s": ["method.name=sfa-s"],
     "sfa-b": ["method.name=sfa-b"],
     "full": ["method.name=full"],
-    "full from scratch": ["method.name=full", "backbone.pretrained=false"],
 }
+SCRATCH = "full from scratch"
 TRIAL_SEED = 1000
 
 
@@ -45,7 +45,8 @@ def fit(recipe: str, out: Path, method: str, rate: float, seed: int, extra: Sequ
     folder = folder_of(out, method, rate, seed)
     if (folder / "report.md").is_file():
         return
-    overrides = [*METHODS[method], *rate_of(method, rate), f"seed={seed}", "threads=1", *extra]
+    chosen = METHODS.get(method) or [*METHODS["full"], "backbone.pretrained=false"]
+    overrides = [*chosen, *rate_of(method, rate), f"seed={seed}", "threads=1", *extra]
     command = [sys.executable, "-m", "sfa_ext.cli", "fit", recipe, *overrides, "--quiet", "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -84,7 +85,7 @@ def write(
     optim = resolved["optim"]
     tuned = f"The learning rate is {tried[0]:g} for every method; none was tuned."
     if len(tried) > 1:
-        best = ", ".join(f"{m} {rate:g}" for m, rate in rates.items())
+        best = ", ".join(f"{m} {rates[m]:g}" for m in METHODS)
         tuned = (
             f"Learning rates were chosen among {', '.join(f'{r:g}' for r in tried)} on the validation split, by runs "
             f"of {steps} steps with a seed that the table does not use: {best} (frozen: of its head)."
@@ -92,8 +93,9 @@ def write(
     text = [
         "# Segmentation of the embedded scenes",
         "",
-        f"Written by `python -m benchmarks.scenes --recipe {recipe}`. swinv2_pico with the embedded checkpoint (or from "
-        f"scratch), head {resolved['task']['name']}, {optim['steps']} steps of {optim['batch']} images, test split.",
+        f"Written by `python -m benchmarks.scenes --recipe {recipe}`. swinv2_pico with the embedded checkpoint (or "
+        f"from scratch), head {resolved['task']['name']}, {optim['steps']} steps of {optim['batch']} images, test "
+        "split.",
         "",
         *compare.table(groups),
         "",
@@ -103,7 +105,7 @@ def write(
         f"![mIoU against the share of trainable weights]({recipe}-trade-off.png)",
         "",
     ]
-    points = {m: (g[0].share, [100 * r.figures["miou"] for r in g]) for m, g in groups.items() if "scratch" not in m}
+    points = {m: (g[0].share, [100 * r.figures["miou"] for r in g]) for m, g in groups.items() if m != SCRATCH}
     plots.trade_off(points, RESULTS / f"{recipe}-trade-off.png")
     write_text(RESULTS / f"{recipe}.md", "\n".join(text))
     return RESULTS / f"{recipe}.md"
@@ -126,8 +128,9 @@ def main() -> None:
         trials = ((recipe, out, m, rate, TRIAL_SEED, short) for rate in options.rates for m in METHODS)
         in_parallel(options.jobs, trials)
     rates = best_rates(out, options.rates)
+    rates[SCRATCH] = rates["full"]
     print("learning rates:", rates, flush=True)
-    runs = sorted(((m, seed) for seed in options.seeds for m in METHODS), key=lambda run: "scratch" in run[0])
+    runs = [(m, seed) for seed in options.seeds for m in METHODS] + [(SCRATCH, seed) for seed in options.seeds]
     in_parallel(options.jobs, ((recipe, out, m, rates[m], seed, extra) for m, seed in runs))
     print(write(recipe, out, rates, options.seeds, options.rates, options.trial_steps))
 

@@ -16,22 +16,23 @@ from sfa_ext.training.loop import Fit
 from sfa_ext.training.run import open_run
 
 METHODS = ("frozen", "sfa-s", "sfa-b", "full")
-# Overrides of the recipe "scenes", and those of the methods that select: minutes, and a minute, on two cores.
-LONG = ["optim.steps=400", "data.train.count=3000", "data.val.count=200", "data.test.count=500"]
-LONG_ROUNDS = ["method.settings.interval=25"]
-QUICK = ["optim.steps=80", "optim.warmup=8", "data.train.count=800", "data.val.count=64", "data.test.count=160"]
-QUICK_ROUNDS = ["method.settings.interval=6"]
+RECIPE = "scenes-fpn"
+# Overrides of the recipe, and those of the methods that select: minutes, and a minute, on two cores.
+LONG = ["optim.steps=320", "data.train.count=3000", "data.val.count=200", "data.test.count=500"]
+LONG_ROUNDS = ["method.settings.interval=20"]
+QUICK = ["optim.steps=60", "optim.warmup=6", "data.train.count=800", "data.val.count=64", "data.test.count=160"]
+QUICK_ROUNDS = ["method.settings.interval=5"]
 EXAMPLES = 4
 
 
 def demo(folder: Path, quick: bool = False) -> Path:
-    """Fits METHODS on the recipe "scenes" (runs already finished are kept) and writes report.md; returns its path."""
+    """Fits METHODS on RECIPE (runs already finished are kept) and writes report.md; returns its path."""
     runs = []
     for method in METHODS:
         overrides = [f"method.name={method}", *(QUICK if quick else LONG)]
         if method.startswith("sfa"):
             overrides += QUICK_ROUNDS if quick else LONG_ROUNDS
-        chosen = recipe.load("scenes", overrides)
+        chosen = recipe.load(RECIPE, overrides)
         runs.append(folder / method)
         Fit(chosen, runs[-1]).run()
         run_report.write(runs[-1])

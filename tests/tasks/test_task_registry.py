@@ -10,7 +10,7 @@ from sfa_ext import tasks
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="unknown task 'segment'; known: mask2former, pretrain"):
+    with pytest.raises(ValueError, match="unknown task 'segment'; known: fpn, mask2former, pretrain"):
         tasks.build("segment", None, CHANNELS, CLASSES)
     with pytest.raises(ValueError, match="unknown setting querys of task 'mask2former'; known: size, .*queries"):
         tasks.build("mask2former", {"querys": 3}, CHANNELS, CLASSES)
@@ -29,6 +29,7 @@ def test_unknown_names_list_the_known_ones():
         ("mask2former", {"importance": 1.5}, "importance .* got 1.5"),
         ("mask2former", {"oversample": 0.5}, "oversample .* got 0.5"),
         ("mask2former", {"mask_weight": -1.0}, "mask_weight .* got -1"),
+        ("fpn", {"width": 20}, "width .* got 20"),
         ("pretrain", {"width": 20}, "width .* got 20"),
         ("pretrain", {"depth_weight": -0.5}, "depth_weight -0.5"),
         ("pretrain", {"label_smoothing": 1.0}, "label_smoothing .* got 1.0"),
