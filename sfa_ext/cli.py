@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--json", action="store_true", help="print JSON")
 
     _delta_commands(commands)
+    _selection_commands(commands)
 
     serve = _command(commands, "serve", _serve, "try the tasks of a folder on images of your own, in a browser")
     serve.add_argument("folder", metavar="BANK_DIR", help="folder that holds task files, or folders of runs")
@@ -200,6 +201,37 @@ def _predict(options: argparse.Namespace) -> None:
     folder = options.out or Path(options.folder) / "predictions"
     for image, overlay in predict.predict_files(model, options.images, folder):
         print(f"{image} -> {overlay}")
+
+
+def _selection_commands(commands) -> None:
+    selection = commands.add_parser("selection", help="where the selected weights are, and what two runs both select")
+    parts = selection.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    show = _command(parts, "show", _show, "the share of selected weights by block and matrix, table and picture")
+    show.add_argument("files", metavar="RUN", nargs="+", help="folders of finished runs, or task files")
+    show.add_argument("--out", default="runs/selection", help="folder to write (default: %(default)s)")
+
+    compare = _command(parts, "compare", _compare, "what two runs both select, against chance, table and picture")
+    compare.add_argument("first", metavar="RUN", help="folder of a finished run, or a task file")
+    compare.add_argument("second", metavar="RUN", help="folder of a finished run, or a task file")
+    compare.add_argument("--out", default="runs/selection", help="folder to write (default: %(default)s)")
+
+
+def _show(options: argparse.Namespace) -> None:
+    from sfa_ext.report import selection
+    from sfa_ext.training.run import task_file
+
+    path = selection.show({file: task_file(file) for file in options.files}, Path(options.out))
+    print(f"{path.read_text(encoding='utf-8')}\n{path}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from sfa_ext.report import selection
+    from sfa_ext.training.run import task_file
+
+    names = (options.first, options.second)
+    path = selection.compare(*map(task_file, names), names, Path(options.out))
+    print(f"{path.read_text(encoding='utf-8')}\n{path}")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ FLOORS = {
     "tasks": {"ops", "data"},
     "methods": {"files", "ops", "selection", "optim", "backbones"},
     "deltas": {"files", "ops", "selection", "optim", "backbones", "data", "tasks", "methods"},
-    "report": {"data", "tasks", "deltas", "files"},
+    "report": {"data", "tasks", "selection", "deltas", "files"},
     "training": {"ops", "data", "selection", "optim", "backbones", "tasks", "methods", "deltas", "env", "files"},
 }
 FLOORS["serve"] = {"deltas", "tasks", "training"}

@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-_BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
+_BLOCK = re.compile(r"(?:layers\.(\d+)\.)?blocks\.(\d+)\.(.+)")
 
 
 def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -52,12 +52,22 @@ def trade_off(points: Mapping[str, tuple[float, Sequence[float]]], path: Path, l
     _save(figure, path)
 
 
+def place(name: str) -> tuple[str, str]:
+    """(block, matrix) of a weight's name: "layers.0.blocks.1.attn.qkv.weight" is ("1.2", "attn.qkv"), and without
+    stages "blocks.1.attn.qkv.weight" is ("2", "attn.qkv")."""
+    found = _BLOCK.search(name)
+    if found is None:
+        return name, name
+    stage, block, rest = found.groups()
+    number = f"{int(block) + 1}"
+    return number if stage is None else f"{int(stage) + 1}.{number}", rest.removesuffix(".weight")
+
+
 def by_block(selected: Mapping[str, tuple[int, int]]) -> dict[str, float]:
-    """Share of selected weights of each block, "stage.block" -> 0..1, in order of depth."""
+    """Share of selected weights of each block, "stage.block" (or "block") -> 0..1, in order of depth."""
     sums: dict[str, list[int]] = {}
     for name, (taken, size) in selected.items():
-        stage, block = _BLOCK.search(name).groups()
-        total = sums.setdefault(f"{int(stage) + 1}.{int(block) + 1}", [0, 0])
+        total = sums.setdefault(place(name)[0], [0, 0])
         total[0] += taken
         total[1] += size
     return {block: taken / size for block, (taken, size) in sums.items()}
@@ -72,8 +82,20 @@ def selection(methods: Mapping[str, Mapping[str, tuple[int, int]]], path: Path) 
         places = [i + (position - (len(methods) - 1) / 2) * width for i in range(len(shares))]
         axis.bar(places, [100 * s for s in shares.values()], width, label=method)
         axis.set_xticks(range(len(shares)), list(shares))
-    axis.set_xlabel("stage.block")
+    axis.set_xlabel("block" if all("." not in b for b in shares) else "stage.block")
     axis.set_ylabel("selected weights, % of the block")
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def overlap(blocks: Mapping[str, tuple[float, float]], path: Path) -> None:
+    """Jaccard index of two selections block by block, beside what chance gives; blocks: name -> (index, chance)."""
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    axis.bar(range(len(blocks)), [index for index, _ in blocks.values()], 0.6, label="both of either")
+    axis.plot(range(len(blocks)), [c for _, c in blocks.values()], "k_", markersize=14, label="by chance")
+    axis.set_xticks(range(len(blocks)), list(blocks))
+    axis.set_xlabel("block" if all("." not in b for b in blocks) else "stage.block")
+    axis.set_ylabel("Jaccard index")
     axis.legend(frameon=False)
     _save(figure, path)
 

@@ -24,6 +24,7 @@ from sfa_ext.training.folder import CHECKPOINT, CONFIG, TASK
 from sfa_ext.training.log import Log, Rate
 from sfa_ext.training.model import Classes, Model, build, pick_device
 from sfa_ext.training.recipe import Recipe
+from sfa_ext.training.run import task_file
 from sfa_ext.training.seeds import derive, stream
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,6 +47,7 @@ class Fit:
         self.train_set = data.build(part.name, **part.settings, **part.train)
         self.val_set = data.build(part.name, **part.settings, **part.val)
         self.model: Model = build(recipe, Classes.of(self.train_set), self.device)
+        self._take_selection()
         optim = recipe.optim
         self.optimizer = self.model.adaptation.optimizer(
             optim.lr,
@@ -61,6 +63,18 @@ class Fit:
         self.results: dict[str, dict[str, float]] = {}
         if (self.folder / CHECKPOINT).is_file():
             self._resume()
+
+    def _take_selection(self) -> None:
+        """Makes the selection of another run this run's mask, where the recipe names one (Table 7)."""
+        source, adaptation = self.recipe.method.selection, self.model.adaptation
+        if source is None:
+            return
+        if not hasattr(adaptation, "use_selection"):
+            raise ValueError(f"method.selection: {self.recipe.method.name!r} selects no weights; take an sfa method")
+        selected = deltas.read(task_file(source)).selected
+        if not sum(len(s.index) for s in selected.values()):
+            raise ValueError(f"method.selection: the task in {source} selects no weights")
+        adaptation.use_selection({name: s.index for name, s in selected.items()})
 
     def run(self) -> dict[str, dict[str, float]]:
         """Trains to the end and returns the last figures by split."""

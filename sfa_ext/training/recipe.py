@@ -40,6 +40,14 @@ class PartRecipe:
 
 
 @dataclass
+class MethodRecipe(PartRecipe):
+    """The method, and for SFA a selection from elsewhere."""
+
+    selection: str | None = None
+    """a finished run or task file whose selected weights are the fixed mask; their values are trained afresh"""
+
+
+@dataclass
 class DataRecipe:
     """The data set and how images are augmented."""
 
@@ -98,7 +106,7 @@ class Recipe:
     """Everything that defines a run. Each random stream has its own seed derived from `seed`."""
 
     task: PartRecipe
-    method: PartRecipe
+    method: MethodRecipe
     backbone: BackboneRecipe = field(default_factory=BackboneRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
