@@ -35,6 +35,14 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// The lane, read anew: what is computed from it is not kept in registers across loops, where it would be in the way of
+// accumulators.
+__device__ __forceinline__ int fresh_lane() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 // Numbers
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
   float out;

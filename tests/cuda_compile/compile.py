@@ -67,7 +67,7 @@ def with_nvrtc(source: Path, arch: str = "sm_70") -> list[Kernel]:
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     code = source.read_bytes()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), code, source.name.encode(), 0, None, None) == 0
-    options = [f"-arch={arch}", "-std=c++20", "--ptxas-options=-v", f"-I{ROOT / 'csrc'}"]
+    options = [f"-arch={arch}", "-std=c++20", "-default-device", "--ptxas-options=-v", f"-I{ROOT / 'csrc'}"]
     array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = nvrtc.nvrtcCompileProgram(program, len(options), array)
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))

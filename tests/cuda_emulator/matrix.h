@@ -24,6 +24,8 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(emulator::block->shared);
 }
 
+inline int fresh_lane() { return emulator::fiber->lane; }
+
 // Numbers
 inline float half_to_float(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
 inline uint16_t float_to_half(float v) { return std::bit_cast<uint16_t>(static_cast<_Float16>(v)); }
@@ -152,12 +154,16 @@ inline void mma_m8n8k4_half(float (&d)[8], const uint32_t (&a)[2], const uint32_
   emulator::meet("mma.m8n8k4", ~0u, &in, d, [](const emulator::Meeting& m) {
     for (int quad = 0; quad < 4; ++quad) {
       const auto lane_of = [quad](int index) { return 4 * quad + index % 4 + index / 4 * 16; };
-      float sum[8][8] = {};
+      float left[8][4], right[8][4], sum[8][8] = {};
+      for (int index = 0; index < 8; ++index)
+        for (int k = 0; k < 4; ++k) {
+          const In& of = *static_cast<const In*>(m.in[lane_of(index)]);
+          left[index][k] = emulator::as_half(of.a[k / 2], k % 2);
+          right[index][k] = emulator::as_half(of.b[k / 2], k % 2);
+        }
       for (int row = 0; row < 8; ++row)
         for (int column = 0; column < 8; ++column)
-          for (int k = 0; k < 4; ++k)
-            sum[row][column] += emulator::as_half(static_cast<const In*>(m.in[lane_of(row)])->a[k / 2], k % 2) *
-                                emulator::as_half(static_cast<const In*>(m.in[lane_of(column)])->b[k / 2], k % 2);
+          for (int k = 0; k < 4; ++k) sum[row][column] += left[row][k] * right[column][k];
       for (int index = 0; index < 8; ++index) {
         const int lane = lane_of(index);
         for (int i = 0; i < 8; ++i)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import harness
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # seconds each, unless others have the processor
+
 KERNEL = "self_test.cuh"
 FAULTS = {
     "no barrier": (

@@ -1,0 +1,5 @@
+#include "adapter_norm_test.h"
+
+int main(int count, char** arguments) {
+  return check::test_adapter_norm<sfa::cuda::FloatMath, float>(check::read_case(count, arguments, 2e-6));
+}
