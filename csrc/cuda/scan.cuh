@@ -23,8 +23,10 @@ __device__ __forceinline__ Scan<T> block_scan(T value, T* sums) {
     if (lane >= delta) inclusive += lower;
   }
   if (lane == 31) sums[warp] = inclusive;
-  __syncthreads();                               // the sums of all warps are there
-  T through = lane < warps ? sums[lane] : T{0};  // of the warps up to number `lane`
+  __syncthreads();  // the sums of all warps are there
+
+  // Of the warps up to number `lane`.
+  T through = lane < warps ? sums[lane] : T{0};
 #pragma unroll
   for (int delta = 1; delta < 32; delta *= 2) {
     const T lower = __shfl_up_sync(~0u, through, delta);
