@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "chunks.h"
-#include "common/check.h"
 #include "common/dispatch.h"
+#include "common/scores_arguments.h"
 #include "isa.h"
 #include "kernels.h"
 #include "memory.h"
@@ -19,13 +19,6 @@ namespace {
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kChunk = 1 << 17;  // long runs, which the processor's own prefetching needs
-
-Criterion criterion_of(const std::string& name) {
-  if (name == "gradient") return Criterion::kGradient;
-  if (name == "absolute") return Criterion::kAbsolute;
-  if (name == "squared") return Criterion::kSquared;
-  STD_TORCH_CHECK(false, "criterion must be one of gradient, absolute, squared, got ", name);
-}
 
 // One pass at the speed of memory; but for fp16 already plain x86-64 computes several times as fast.
 template <typename S, typename G>
@@ -58,9 +51,6 @@ void add_to_single(float* scores, const G* grads, int64_t n, Criterion criterion
 
 void check_pair(const Tensor& score, const Tensor& grad) {
   STD_TORCH_CHECK(score.is_cpu() && grad.is_cpu(), "scores and grads must be on the CPU");
-  STD_TORCH_CHECK(score.is_contiguous(), "scores must be contiguous");
-  STD_TORCH_CHECK(score.numel() == grad.numel(), "scores and grads must have equal shapes, got ", shape_of(score),
-                  " and ", shape_of(grad));
   const bool wide = score.scalar_type() == ScalarType::Double;
   STD_TORCH_CHECK(wide || score.scalar_type() == ScalarType::Float, "scores must be float32 or float64");
   STD_TORCH_CHECK(wide || grad.scalar_type() != ScalarType::Double, "float64 grads need float64 scores");
@@ -73,7 +63,7 @@ void accumulate_scores_(const std::vector<Tensor>& scores,  // any shapes, conti
                         const std::vector<Tensor>& grads,   // of the scores' shapes, any floating dtype
                         const std::string& criterion) {
   const Criterion rule = criterion_of(criterion);
-  STD_TORCH_CHECK(scores.size() == grads.size(), "scores and grads must be equally many");
+  check_scores(scores, grads);
   std::vector<int64_t> lengths;
   for (size_t i = 0; i < scores.size(); ++i) {
     check_pair(scores[i], grads[i]);

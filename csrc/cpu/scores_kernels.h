@@ -1,11 +1,11 @@
-// The rules by which accumulate_scores_ adds, and its loop over fp16 gradients where the processor can widen those.
+// The loop of accumulate_scores_ over fp16 gradients where the processor can widen those.
 #pragma once
 
 #include <cstdint>
 
-namespace sfa::cpu {
+#include "common/criterion.h"
 
-enum class Criterion { kGradient, kAbsolute, kSquared };
+namespace sfa::cpu {
 
 // scores_avx2.cpp; grads are the bits of fp16 numbers.
 void accumulate_half_avx2(float* scores, const uint16_t* grads, int64_t n, Criterion criterion);

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "chunks.h"
-#include "common/check.h"
+#include "common/adamw_arguments.h"
 #include "common/dispatch.h"
 #include "kernels.h"
 #include "memory.h"
@@ -28,37 +28,19 @@ constexpr int64_t kBlock = 16;   // entries that are loaded, computed and stored
 constexpr int64_t kAhead = 128;  // entries from the block in work to the one whose cache lines are asked for
 constexpr int64_t kLine = 64;    // bytes
 
-struct Settings {
-  double lr, beta1, beta2, eps, weight_decay;
-};
-
 // What bias correction makes of the learning rate and of the second moment, per round: its entries are of one age.
 template <typename A>
 struct Corrections {
   std::vector<A> step_size;     // lr / (1 - beta1^age)
   std::vector<A> inverse_root;  // 1 / sqrt(1 - beta2^age)
 
-  Corrections(const Settings& s, const int64_t* ages, int64_t rounds) {
+  Corrections(const AdamWSettings& s, const int64_t* ages, int64_t rounds) {
     for (int64_t r = 0; r < rounds; ++r) {
       const double age = static_cast<double>(ages[r]);
       step_size.push_back(static_cast<A>(s.lr / (1 - std::pow(s.beta1, age))));
       inverse_root.push_back(static_cast<A>(1 / std::sqrt(1 - std::pow(s.beta2, age))));
     }
   }
-};
-
-// One weight tensor with its k selected entries.
-struct Entries {
-  void* weight;
-  const void* grad;
-  const int64_t* index;  // [k]
-  const int16_t* round;  // [k]
-  void* exp_avg;         // [k]
-  void* exp_avg_sq;      // [k]
-  float* master;         // [k], null for float32 and float64 weights
-  int64_t k;
-  bool gathered;  // grad is [k], not of the weight's shape
-  ScalarType weight_dtype, grad_dtype;
 };
 
 // Asks for the cache lines that hold data[index[0]] ... data[index[kBlock]]. Where most lines of that stretch are
@@ -79,7 +61,7 @@ template <int write, typename T>
 template <typename W, typename G, typename A>
 class Step {
  public:
-  Step(const Entries& e, const Settings& s, const Corrections<A>& corrections)
+  Step(const AdamWEntry& e, const AdamWSettings& s, const Corrections<A>& corrections)
       : weight_(static_cast<W*>(e.weight)),
         grad_(static_cast<const G*>(e.grad)),
         index_(e.index),
@@ -171,16 +153,14 @@ class Step {
   A keep_, rest1_, beta2_, rest2_, eps_;
 };
 
-bool is_half(ScalarType dtype) { return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half; }
-
-// Calls f(weight tag, grad tag, arithmetic tag) for the dtypes of e.
+// Calls f(weight tag, grad tag, arithmetic tag).
 template <typename F>
-void dispatch(const Entries& e, F&& f) {
-  dispatch_floating(e.weight_dtype, "weights", [&](auto weight) {
+void dispatch(ScalarType weight_dtype, ScalarType grad_dtype, F&& f) {
+  dispatch_floating(weight_dtype, "weights", [&](auto weight) {
     using W = typename decltype(weight)::type;
     if constexpr (std::is_same_v<W, float> || std::is_same_v<W, double>) {
       f(weight, weight, weight);
-    } else if (e.grad_dtype == ScalarType::Float) {
+    } else if (grad_dtype == ScalarType::Float) {
       f(weight, TypeTag<float>{}, TypeTag<float>{});
     } else {
       f(weight, weight, TypeTag<float>{});
@@ -188,38 +168,8 @@ void dispatch(const Entries& e, F&& f) {
   });
 }
 
-Entries entries_of(const Tensor& weight, const Tensor& grad, const Tensor& index, const Tensor& round,
-                   const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor* master) {
-  const int64_t k = index.numel();
-  const ScalarType wide = weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(weight.is_cpu() && grad.is_cpu(), "weights and grads must be on the CPU");
-  STD_TORCH_CHECK(grad.scalar_type() == weight.scalar_type() ||
-                      (is_half(weight.scalar_type()) && grad.scalar_type() == ScalarType::Float),
-                  "grads must have the dtype of the weights");
-  const bool gathered = grad.dim() == 1 && grad.numel() == k;
-  STD_TORCH_CHECK(gathered || grad.numel() == weight.numel(), "grads must have a weight's shape or be gathered");
-  check_tensor(index, "indices", {k}, ScalarType::Long);
-  check_tensor(round, "rounds", {k}, ScalarType::Short);
-  check_tensor(exp_avg, "exp_avgs", {k}, wide);
-  check_tensor(exp_avg_sq, "exp_avg_sqs", {k}, wide);
-  if (master != nullptr) check_tensor(*master, "masters", {k}, ScalarType::Float);
-  return {weight.mutable_data_ptr(),
-          grad.const_data_ptr(),
-          static_cast<const int64_t*>(index.const_data_ptr()),
-          static_cast<const int16_t*>(round.const_data_ptr()),
-          exp_avg.mutable_data_ptr(),
-          exp_avg_sq.mutable_data_ptr(),
-          master == nullptr ? nullptr : static_cast<float*>(master->mutable_data_ptr()),
-          k,
-          gathered,
-          weight.scalar_type(),
-          grad.scalar_type()};
-}
-
-void append(std::vector<Tensor>& to, const std::vector<Tensor>& more) { to.insert(to.end(), more.begin(), more.end()); }
-
 // Raises unless every entry's round is one of those with an age of at least 0.
-void check_rounds(const std::vector<Entries>& all, const Chunks& chunks, const int64_t* ages, int64_t n_ages) {
+void check_rounds(const std::vector<AdamWEntry>& all, const Chunks& chunks, const int64_t* ages, int64_t n_ages) {
   std::vector<uint8_t> selected;
   for (int64_t r = 0; r < n_ages; ++r) selected.push_back(ages[r] >= 0);
   const bool every = std::all_of(selected.begin(), selected.end(), [](uint8_t s) { return s != 0; });
@@ -238,12 +188,13 @@ void check_rounds(const std::vector<Entries>& all, const Chunks& chunks, const i
   STD_TORCH_CHECK(good, "rounds names a round that is not in ages or has not been selected");
 }
 
-void update(const std::vector<Entries>& all, const Chunks& chunks, const Settings& settings, const int64_t* ages,
-            int64_t n_ages) {
+void update(const AdamWArguments& given, const std::vector<Tensor>& weights, const Chunks& chunks,
+            const AdamWSettings& settings, const int64_t* ages, int64_t n_ages) {
   const Corrections<float> single_precision(settings, ages, n_ages);
   const Corrections<double> double_precision(settings, ages, n_ages);
   for_each_chunk(chunks, [&](int64_t, const Chunk& c) {
-    dispatch(all[c.list], [&](auto weight, auto grad, auto wide) {
+    const ScalarType weight_dtype = weights[c.list].scalar_type(), grad_dtype = given.gradients[c.list].scalar_type();
+    dispatch(weight_dtype, grad_dtype, [&](auto weight, auto grad, auto wide) {
       using A = typename decltype(wide)::type;
       const Corrections<A>* corrections;
       if constexpr (std::is_same_v<A, double>) {
@@ -251,7 +202,8 @@ void update(const std::vector<Entries>& all, const Chunks& chunks, const Setting
       } else {
         corrections = &single_precision;
       }
-      Step<typename decltype(weight)::type, typename decltype(grad)::type, A>(all[c.list], settings, *corrections)
+      Step<typename decltype(weight)::type, typename decltype(grad)::type, A>(given.entries[c.list], settings,
+                                                                              *corrections)
           .run(c.begin, c.end);
     });
   });
@@ -268,41 +220,23 @@ void sparse_adamw_(const std::vector<Tensor>& weights,      // any shapes, conti
                    const std::vector<Tensor>& masters,      // [k_i] float32, one for every bf16 or fp16 weight
                    const Tensor& ages,                      // [rounds] int64: steps taken; -1: not selected yet
                    double lr, double beta1, double beta2, double eps, double weight_decay) {
-  const size_t n = weights.size();
-  const auto halves = std::count_if(weights.begin(), weights.end(), [](auto& w) { return is_half(w.scalar_type()); });
-  STD_TORCH_CHECK(
-      grads.size() == n && indices.size() == n && rounds.size() == n && exp_avgs.size() == n && exp_avg_sqs.size() == n,
-      "grads, indices, rounds, exp_avgs and exp_avg_sqs must be as many as weights");
-  STD_TORCH_CHECK(static_cast<int64_t>(masters.size()) == halves, "masters must hold one tensor per half weight");
-  check_tensor(ages, "ages", {ages.numel()}, ScalarType::Long);
-
-  std::vector<Tensor> written = weights;
-  for (const auto* list : {&exp_avgs, &exp_avg_sqs, &masters}) append(written, *list);
-  written.push_back(ages);
-  for (const Tensor& t : written) STD_TORCH_CHECK(t.is_contiguous(), "tensors that are updated must be contiguous");
-  const std::vector<Tensor> positions = contiguous(indices), gradients = contiguous(grads),
-                            numbers = contiguous(rounds);
-  std::vector<Tensor> read = positions;
-  append(read, gradients);
-  append(read, numbers);
-
-  std::vector<Entries> all;
+  for (const Tensor& t :
+       AdamWArguments::joined({weights, grads, indices, rounds, exp_avgs, exp_avg_sqs, masters, {ages}}))
+    STD_TORCH_CHECK(t.is_cpu(), "all tensors must be on the CPU");
+  const AdamWArguments given(weights, grads, indices, rounds, exp_avgs, exp_avg_sqs, masters, ages);
   std::vector<int64_t> lengths, limits;
-  auto master = masters.begin();
-  for (size_t i = 0; i < n; ++i) {
-    const Tensor* own = is_half(weights[i].scalar_type()) ? &*master++ : nullptr;
-    all.push_back(entries_of(weights[i], gradients[i], positions[i], numbers[i], exp_avgs[i], exp_avg_sqs[i], own));
-    lengths.push_back(all.back().k);
-    limits.push_back(weights[i].numel());
+  for (const AdamWEntry& e : given.entries) {
+    lengths.push_back(e.k);
+    limits.push_back(e.numel);
   }
   const Chunks chunks(lengths, kChunk);
   int64_t* age = static_cast<int64_t*>(ages.mutable_data_ptr());
-  STD_TORCH_CHECK(first_unsorted(positions, limits) < 0, "indices must be strictly increasing positions in the weight");
-  STD_TORCH_CHECK(!overlap(written, read), "a tensor that is updated shares memory with another argument");
-  check_rounds(all, chunks, age, ages.numel());
+  STD_TORCH_CHECK(first_unsorted(given.positions, limits) < 0,
+                  "indices must be strictly increasing positions in the weight");
+  check_rounds(given.entries, chunks, age, ages.numel());
 
   for (int64_t r = 0; r < ages.numel(); ++r) age[r] += age[r] >= 0;
-  update(all, chunks, {lr, beta1, beta2, eps, weight_decay}, age, ages.numel());
+  update(given, weights, chunks, {lr, beta1, beta2, eps, weight_decay}, age, ages.numel());
 }
 
 }  // namespace sfa::cpu

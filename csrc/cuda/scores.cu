@@ -1,7 +1,7 @@
 // sfa::accumulate_scores_ for tensors of torch.
 #include <type_traits>
 
-#include "common/check.h"
+#include "common/scores_arguments.h"
 #include "common/tensor_lists.h"
 #include "cuda/device.h"
 #include "cuda/dispatch.h"
@@ -16,26 +16,14 @@ using torch::headeronly::ScalarType;
 constexpr ScalarType kScoreTypes[] = {ScalarType::Float, ScalarType::Double};
 constexpr ScalarType kGradTypes[] = {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double};
 
-Criterion criterion_of(const std::string& name) {
-  if (name == "gradient") return Criterion::kGradient;
-  if (name == "absolute") return Criterion::kAbsolute;
-  if (name == "squared") return Criterion::kSquared;
-  STD_TORCH_CHECK(false, "criterion must be one of gradient, absolute, squared, got ", name);
-}
-
 }  // namespace
 
 void accumulate_scores_(const std::vector<Tensor>& scores,  // any shapes, contiguous, float32 or float64
                         const std::vector<Tensor>& grads,   // of the scores' shapes, any floating dtype
                         const std::string& criterion) {
   const Criterion rule = criterion_of(criterion);
-  STD_TORCH_CHECK(scores.size() == grads.size(), "scores and grads must be equally many");
+  check_scores(scores, grads);
   if (scores.empty()) return;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    STD_TORCH_CHECK(scores[i].is_contiguous(), "scores must be contiguous");
-    STD_TORCH_CHECK(scores[i].numel() == grads[i].numel(), "scores and grads must have equal shapes, got ",
-                    shape_of(scores[i]), " and ", shape_of(grads[i]));
-  }
   const OnDevice score_device(scores[0], scores), device(scores[0], grads);
   const std::vector<Tensor> values = contiguous(grads);
   STD_TORCH_CHECK(!overlap(scores, values), "scores must not share memory with one another or with grads");

@@ -6,11 +6,10 @@
 #pragma once
 
 #include "arithmetic.cuh"
+#include "common/criterion.h"
 #include "table.cuh"
 
 namespace sfa::cuda {
-
-enum class Criterion : int { kGradient, kAbsolute, kSquared };
 
 constexpr int kScoreThreads = 256;
 constexpr int kScorePack = 4;  // neighbours that a thread loads at once

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "arithmetic.cuh"
+#include "common/adamw.h"
 #include "require.cuh"
 #include "table.cuh"
 
@@ -16,24 +17,6 @@ namespace sfa::cuda {
 constexpr int kAdamWThreads = 256;
 constexpr int kAdamWPerThread = 4;  // entries whose loads are under way at once
 constexpr int kAdamWPerBlock = kAdamWThreads * kAdamWPerThread;
-
-// One weight tensor with its k selected entries.
-struct AdamWEntry {
-  void* weight;
-  const void* grad;
-  const int64_t* index;  // [k]
-  const int16_t* round;  // [k]
-  void* exp_avg;         // [k]
-  void* exp_avg_sq;      // [k]
-  float* master;         // [k], null for float32 and float64 weights
-  int64_t k;
-  int64_t numel;
-  bool gathered;  // grad is [k], not of the weight's shape
-};
-
-struct AdamWSettings {
-  double lr, beta1, beta2, eps, weight_decay;
-};
 
 // What bias correction makes of the learning rate and of the second moment for the entries of one round, which are of
 // one age. step_size is negative for a round that has not selected yet.

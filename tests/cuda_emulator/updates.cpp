@@ -9,6 +9,7 @@
 #include "cuda/sparse_adamw.cuh"
 #include "cuda/values.cuh"
 
+using namespace sfa;
 using namespace sfa::cuda;
 
 namespace {
