@@ -252,9 +252,9 @@ def _info(options: argparse.Namespace) -> None:
     facts = account.account(task_file(options.file))
     print(json.dumps(facts) if options.json else account.render(facts))
     if options.picture:
-        from sfa_ext.report.run import draw_selection
+        from sfa_ext.report import selection
 
-        print(f"picture: {draw_selection(task_file(options.file), Path(options.picture))}")
+        print(f"picture: {selection.draw(task_file(options.file), Path(options.picture))}")
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import torch
 from sfa_ext.deltas import file
 from sfa_ext.deltas.file import Selected, Task
 from sfa_ext.deltas.positions import encode, entropy_bits
+from sfa_ext.selection import Overlap, overlap
 
 _BAR = 30
 
@@ -31,7 +32,7 @@ def account(path: str | Path) -> dict[str, Any]:
         "head": task.meta["head"],
         "classes": task.meta["classes"],
         "backbone": ((task.meta["recipe"] or {}).get("backbone") or {}).get("name"),
-        "results": {k: v for k, v in task.meta["results"].items()},
+        "results": task.meta["results"],
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in _all_tensors(task)}),
         "selected": sum(len(s.index) for s in task.selected.values()),
         "selectable": sum(s.size for s in task.selected.values()),
@@ -109,31 +110,35 @@ def compare(a: Task, b: Task) -> dict[str, Any]:
     keys = ("fingerprint", "method", "head", "classes", "crop")
     about = {k: [a.meta[k], b.meta[k]] for k in keys if a.meta[k] != b.meta[k]}
     results = {n: [_figures(t).get(n) for t in (a, b)] for n in {**_figures(a), **_figures(b)}}
-    overlap: dict[str, list[float]] = {}
-    largest = 0.0
-    for name in dict.fromkeys([*a.selected, *b.selected]):
-        one, two = (t.selected.get(name) for t in (a, b))
-        row = overlap.setdefault(block_of(name), [0, 0, 0, 0.0])
-        counts = [0 if s is None else len(s.index) for s in (one, two)]
-        both, difference = (0, 0.0) if one is None or two is None else _common(one, two)
-        largest = max(largest, difference)
-        size = max(s.size for s in (one, two) if s is not None)
-        for i, number in enumerate((*counts, both, counts[0] * counts[1] / max(size, 1))):
-            row[i] += number
     tensors = {n: _differ(a.tensors.get(n), b.tensors.get(n)) for n in sorted({*a.tensors, *b.tensors})}
     return {
         "about": about,
         "results": results,
-        "selection": overlap,
-        "values": largest,
+        "selection": {block: [o.first, o.second, o.both, o.expected] for block, o in _overlaps(a, b).items()},
+        "values": max((_difference(a.selected[n], b.selected[n]) for n in a.selected if n in b.selected), default=0.0),
         "tensors": {n: text for n, text in tensors.items() if text},
     }
 
 
-def _common(one: Selected, two: Selected) -> tuple[int, float]:
+def _overlaps(a: Task, b: Task) -> dict[str, Overlap]:
+    """What the two select of every weight that either could select from, by block."""
+    sizes = {name: size for task in (a, b) for name, (_, size) in task.counts().items()}
+    blocks: dict[str, list[str]] = {}
+    for name in sizes:
+        blocks.setdefault(block_of(name), []).append(name)
+    nothing = torch.empty(0, dtype=torch.int64)
+    index = lambda task, names: {n: task.selected[n].index if n in task.selected else nothing for n in names}  # noqa: E731
+    return {
+        block: overlap(index(a, names), index(b, names), {n: sizes[n] for n in names})
+        for block, names in blocks.items()
+    }
+
+
+def _difference(one: Selected, two: Selected) -> float:
+    """The largest difference of values at entries that both select."""
     here, there = torch.isin(one.index, two.index), torch.isin(two.index, one.index)
     difference = (one.values[here].double() - two.values[there].double()).abs()
-    return int(here.sum()), float(difference.max()) if len(difference) else 0.0
+    return float(difference.max()) if len(difference) else 0.0
 
 
 def _figures(task: Task) -> dict[str, float]:

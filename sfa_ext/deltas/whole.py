@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -55,13 +56,9 @@ def write_module(path: Path, build: Build, out: str | Path) -> str:
     with torch.no_grad(), bank.task(name) as head:
         program = torch.export.export(_Whole(bank.backbone, head, size).eval(), (images,), strict=False)
         program = program.run_decompositions(_written_out())
-        partial = Path(out).with_name(f".{Path(out).name}.partial.pt2")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.export.save(program, partial)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+        written = io.BytesIO()
+        torch.export.save(program, written)
+    write_bytes(Path(out), written.getvalue())
     return f"{out}: torch.export.load('{out}').module()(images), images normalised, [1, 3, {size}, {size}]"
 
 

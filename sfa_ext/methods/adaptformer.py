@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sfa_ext.backbones import accounted_size, close_sites, find_sites
-from sfa_ext.methods.addition import Addition
+from sfa_ext.backbones import find_sites
+from sfa_ext.methods.addition import Addition, choose_size
 from sfa_ext.methods.base import Adaptation, Method, setting
-from sfa_ext.methods.budget import check_size, fit_size
+from sfa_ext.methods.budget import bottleneck_weights, check_size
 
 DEFAULT_DIM = 512
 
@@ -57,14 +57,9 @@ class AdaptFormerAdaptation(Addition):
     def __init__(self, backbone: nn.Module, settings: AdaptFormer, seed: int | None = None):
         sites = [site for site in find_sites(backbone) if site.kind == "mlp"]
         widths = [site.width for site in sites]
-        self.dim = settings.dim or DEFAULT_DIM
-        if settings.budget is not None:
-            whole = accounted_size(backbone)["with_head"]
-            try:
-                self.dim = fit_size("dim", lambda d: bottleneck_weights(widths, d), settings.budget, whole, max(widths))
-            except ValueError:
-                close_sites(backbone)
-                raise
+        self.dim = choose_size(
+            backbone, "dim", settings, DEFAULT_DIM, lambda d: bottleneck_weights(widths, d), max(widths)
+        )
         super().__init__(backbone, settings, seed)
         for site in sites:
             tail = ParallelTail(site.width, min(self.dim, site.width), settings.scale, settings.dropout)
@@ -72,8 +67,3 @@ class AdaptFormerAdaptation(Addition):
 
     def chosen(self) -> dict[str, int]:
         return {"dim": self.dim}
-
-
-def bottleneck_weights(widths: list[int], dim: int) -> int:
-    """Weights of one bottleneck a width: sum of 2 D min(d, D)."""
-    return sum(2 * width * min(dim, width) for width in widths)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import abc
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from sfa_ext.backbones import Operation, close_sites, find_sites
+from sfa_ext.backbones import Operation, accounted_size, close_sites, find_sites
 from sfa_ext.methods.base import Adaptation, Method, ParameterReport
+from sfa_ext.methods.budget import fit_size
 
 
 class Addition(Adaptation):
@@ -42,12 +44,12 @@ class Addition(Adaptation):
         close_sites(self.backbone)
 
 
-class Change(nn.Module):
+class Change(nn.Module, abc.ABC):
     """A module that changes the output of an operation, `forward(x, y)`, and can be folded into its weight and bias."""
 
+    @abc.abstractmethod
     def folded(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of an operation that computes the changed output by itself."""
-        raise NotImplementedError
 
 
 class Changes(Addition):
@@ -88,6 +90,22 @@ class Changes(Addition):
         for operation in self._changed.values():
             operation.remove()
         super()._remove()
+
+
+def choose_size(
+    backbone: nn.Module, name: str, settings: Any, default: int, count: Callable[[int], int], largest: int = 2**20
+) -> int:
+    """The size that `settings` give under `name`, else the largest that fits their budget, else `default`.
+
+    Raises ValueError as `fit_size`, after it closed the sites of `backbone`, which were opened to count.
+    """
+    if settings.budget is None:
+        return getattr(settings, name) or default
+    try:
+        return fit_size(name, count, settings.budget, accounted_size(backbone)["with_head"], largest)
+    except ValueError:
+        close_sites(backbone)
+        raise
 
 
 def reset_as_torch(module: nn.Linear | nn.Conv2d, generator: torch.Generator | None) -> None:

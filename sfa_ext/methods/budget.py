@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 def check_size(name: str, size: int | None, budget: float | None) -> None:
@@ -34,6 +34,11 @@ def fit_size(name: str, count: Callable[[int], int], budget: float, whole: int, 
             f"{at_least(least / whole)}"
         )
     return size
+
+
+def bottleneck_weights(widths: Iterable[int], dim: int) -> int:
+    """Weights of one bottleneck a width D, of d = min(dim, D): sum of 2 D d."""
+    return sum(2 * width * min(dim, width) for width in widths)
 
 
 def at_least(share: float) -> float:

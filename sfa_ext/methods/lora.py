@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfa_ext.backbones import Operation, accounted_size, close_sites, find_operations
-from sfa_ext.methods.addition import Change, Changes
+from sfa_ext.backbones import Operation, find_operations
+from sfa_ext.methods.addition import Change, Changes, choose_size
 from sfa_ext.methods.base import Adaptation, Method, setting
-from sfa_ext.methods.budget import check_size, fit_size
+from sfa_ext.methods.budget import check_size
 
 DEFAULT_RANK = 32
 # Part of an operation's output channels that a target means, as (kind of operation, thirds of its output).
@@ -109,11 +109,9 @@ class LoRAAdaptation(Changes):
     def __init__(self, backbone: nn.Module, settings: LoRA, seed: int | None = None):
         targets = [(op, rows) for op in find_operations(backbone) if (rows := settings.rows(op))]
         shapes = [(op.weight.shape[1], end - first) for op, rows in targets for _, first, end in rows]
-        try:
-            self.rank = _rank(settings, shapes, accounted_size(backbone)["with_head"])
-        except ValueError:
-            close_sites(backbone)
-            raise
+        self.rank = choose_size(
+            backbone, "rank", settings, DEFAULT_RANK, lambda rank: low_rank_weights(shapes, rank), max(map(min, shapes))
+        )
         super().__init__(backbone, settings, seed)
         for operation, rows in targets:
             inputs = operation.weight.shape[1]
@@ -125,11 +123,6 @@ class LoRAAdaptation(Changes):
         return {"rank": self.rank}
 
 
-def _rank(settings: LoRA, shapes: list[tuple[int, int]], whole: int) -> int:
-    if settings.budget is None:
-        return settings.rank or DEFAULT_RANK
-
-    def count(rank: int) -> int:
-        return sum(min(rank, i, o) * (i + o) for i, o in shapes)
-
-    return fit_size("rank", count, settings.budget, whole, largest=max(min(shape) for shape in shapes))
+def low_rank_weights(shapes: list[tuple[int, int]], rank: int) -> int:
+    """Weights of one pair (A, B) a matrix [out, in] given as (in, out)."""
+    return sum(min(rank, i, o) * (i + o) for i, o in shapes)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfa_ext.backbones import Grid, accounted_size, close_sites, find_sites
-from sfa_ext.methods.addition import Addition, reset_as_torch
+from sfa_ext.backbones import Grid, find_sites
+from sfa_ext.methods.addition import Addition, choose_size, reset_as_torch
 from sfa_ext.methods.base import Adaptation, Method, setting
-from sfa_ext.methods.budget import check_size, fit_size
+from sfa_ext.methods.budget import check_size
 
 DEFAULT_DIM = 64
 KERNELS = (3, 5, 7)
@@ -95,14 +95,7 @@ class MonaAdaptation(Addition):
     def __init__(self, backbone: nn.Module, settings: Mona, seed: int | None = None):
         sites = find_sites(backbone)
         widths = [site.width for site in sites]
-        self.dim = settings.dim or DEFAULT_DIM
-        if settings.budget is not None:
-            whole = accounted_size(backbone)["with_head"]
-            try:
-                self.dim = fit_size("dim", lambda d: mona_weights(widths, d), settings.budget, whole)
-            except ValueError:
-                close_sites(backbone)
-                raise
+        self.dim = choose_size(backbone, "dim", settings, DEFAULT_DIM, lambda d: mona_weights(widths, d))
         super().__init__(backbone, settings, seed)
         for site in sites:
             tail = StreamTail(MonaAdapter(site.width, self.dim, settings.dropout, site.grid))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfa_ext.backbones import DEFAULT_TARGETS, Site, accounted_size, close_sites, eligible_weights, find_sites
 from sfa_ext.methods.adapter import PLACEMENTS, AdapterTail, BottleneckAdapter
 from sfa_ext.methods.base import Adaptation, Method, ParameterReport, setting
-from sfa_ext.methods.budget import at_least
+from sfa_ext.methods.budget import at_least, bottleneck_weights
 from sfa_ext.methods.phases import TwoPhaseAdamW
 from sfa_ext.optim import SparseAdamW
 from sfa_ext.selection import CRITERIA, GRANULARITIES, SCOPES, Overlap, Schedule, Search, Selection, overlap
@@ -76,7 +76,7 @@ class SFA(Method):
         widths = [site.width for site in sites]
         whole = int(self.budget * size)
         if self.dim is not None:
-            external = external_weights(widths, self.dim)
+            external = bottleneck_weights(widths, self.dim)
             if external > whole:
                 raise ValueError(
                     f"budget: {self.budget} allows {whole} weights, adapters of dim={self.dim} alone need {external}; "
@@ -85,7 +85,7 @@ class SFA(Method):
             return self.dim, whole - external
         dim = largest_dim(widths, int(self.rho * self.budget * size))
         if self.rho > 0 and dim == 0:
-            smallest = at_least(external_weights(widths, 1) / size / self.rho)
+            smallest = at_least(bottleneck_weights(widths, 1) / size / self.rho)
             raise ValueError(
                 f"budget: {self.budget} with rho={self.rho} leaves no room for an adapter of dim=1; "
                 f"the smallest budget is {smallest}, or take rho=0"
@@ -96,15 +96,10 @@ class SFA(Method):
         return SFAAdaptation(backbone, self, seed)
 
 
-def external_weights(widths: Iterable[int], dim: int) -> int:
-    """Weights of one adapter a site: sum of 2 D min(d, D)."""
-    return sum(2 * width * min(dim, width) for width in widths)
-
-
 def largest_dim(widths: Sequence[int], weights: int) -> int:
     """The largest d whose adapters have at most `weights` weights; from 32 on a multiple of 8, as kernels like it."""
     dim = 0
-    while dim < max(widths) and external_weights(widths, dim + 1) <= weights:
+    while dim < max(widths) and bottleneck_weights(widths, dim + 1) <= weights:
         dim += 1
     return dim if dim < 32 else dim // 8 * 8
 

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sfa_ext.backbones import accounted_size, close_sites, find_operations, find_sites, the_model
-from sfa_ext.methods.addition import Addition
+from sfa_ext.backbones import find_operations, find_sites, the_model
+from sfa_ext.methods.addition import Addition, choose_size
 from sfa_ext.methods.base import Adaptation, Method, setting
-from sfa_ext.methods.budget import check_size, fit_size
+from sfa_ext.methods.budget import check_size
 
 DEFAULT_TOKENS = 50
 
@@ -60,14 +60,8 @@ class VPTAdaptation(Addition):
     def __init__(self, backbone: nn.Module, settings: VPT, seed: int | None = None):
         sites = [site for site in find_sites(backbone) if site.kind == "attention"]
         embed = next(op for op in find_operations(backbone) if op.kind == "embed")
-        self.tokens = settings.tokens or DEFAULT_TOKENS
-        if settings.budget is not None:
-            width, whole = sum(site.width for site in sites), accounted_size(backbone)["with_head"]
-            try:
-                self.tokens = fit_size("tokens", lambda n: n * width, settings.budget, whole)
-            except ValueError:
-                close_sites(backbone)
-                raise
+        width = sum(site.width for site in sites)
+        self.tokens = choose_size(backbone, "tokens", settings, DEFAULT_TOKENS, lambda n: n * width)
         super().__init__(backbone, settings, seed)
         # Glorot's bound over a patch and the first stage's width, which VPT keeps for every stage.
         bound = math.sqrt(6 / (3 * math.prod(embed.module.kernel_size) + embed.width))

@@ -28,20 +28,6 @@ def selected_by_weight(folder: Path) -> dict[str, tuple[int, int]]:
     return deltas.read(folder / "task.safetensors").counts()
 
 
-def draw_selection(task: Path, path: Path) -> Path:
-    """Draws the share of selected weights by layer of a task file. Raises ValueError where it selects none."""
-    found = deltas.read(task)
-    if not found.selected:
-        raise ValueError(f"{task}: selects no weights, there is nothing to draw")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.selection({found.meta["method"]["name"]: found.counts()}, path)
-    return path
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
 def write(folder: str | Path) -> Path:
     """Writes report.md and its pictures into a finished run's folder; returns the path of report.md."""
     folder = Path(folder)

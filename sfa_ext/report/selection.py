@@ -56,6 +56,14 @@ def show(runs: Mapping[str, Path], folder: Path) -> Path:
     return _write(folder / "selection.md", [*text, "![share of selected weights by block](selection.png)", ""])
 
 
+def draw(task: Path, path: Path) -> Path:
+    """Draws the share of selected weights by block of a task file. Raises ValueError where it selects none."""
+    found = read(task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.selection({found.meta["method"]["name"]: found.counts()}, path)
+    return path
+
+
 def overlaps(first: deltas.Task, second: deltas.Task) -> dict[str, Overlap]:
     """What two tasks' selections share, by block and for "all" together.
 

@@ -52,9 +52,7 @@ class Selection:
         if unknown := sorted(set(positions) - set(self.weights)):
             raise ValueError(f"selection: {unknown[0]!r} is none of the weights that may be selected here")
         for name, index in positions.items():
-            size = self.weights[name].numel()
-            if index.numel() and (index[0] < 0 or index[-1] >= size or (index[1:] <= index[:-1]).any()):
-                raise ValueError(f"selection: positions of {name!r} are not sorted inside its {size} entries")
+            _check_positions(name, index, self.weights[name].numel())
         self.restore()
         self.entries = {name: Entries.none(weight.detach()) for name, weight in self.weights.items()}
         self.add({n: index.to(self.weights[n].device, torch.int64) for n, index in positions.items()}, 0)
@@ -110,9 +108,8 @@ class Selection:
             if any(part is None for part in parts):
                 raise ValueError(f"selection: no entries for weight {name!r}; it was made for another backbone")
             index, rounds, original, values[name] = (part.to(weight.device) for part in parts)
-            bad = index.numel() and (index[0] < 0 or index[-1] >= weight.numel() or (index[1:] <= index[:-1]).any())
-            if bad or not index.shape == rounds.shape == original.shape == values[name].shape:
-                raise ValueError(f"selection: positions of {name!r} are not sorted inside its {weight.numel()} entries")
+            fits = index.shape == rounds.shape == original.shape == values[name].shape
+            _check_positions(name, index, weight.numel(), fits)
             entries[name] = Entries(index, rounds, original)
         present = self.values()
         self.restore()
@@ -122,3 +119,8 @@ class Selection:
                 raise ValueError(f"selection: {name!r} holds other values than those selected; another backbone?")
         self.entries = entries
         self.write(values)
+
+
+def _check_positions(name: str, index: Tensor, size: int, fits: bool = True) -> None:
+    if not fits or index.numel() and (index[0] < 0 or index[-1] >= size or (index[1:] <= index[:-1]).any()):
+        raise ValueError(f"selection: positions of {name!r} are not sorted inside its {size} entries")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sfa_ext import backbones
+from sfa_ext.deltas.positions import entropy_bits
 from sfa_ext.methods import METHODS, PRESETS, Adaptation, Method, adapt, resolve
 from sfa_ext.training.recipe import Recipe
 
@@ -87,12 +88,10 @@ def _count(backbone: nn.Module, settings: Method, recipe: str, name: str, method
 
 def _position_bytes(adaptation: Adaptation, selected: int) -> int:
     """Bytes of which entries are selected, at the entropy of that choice."""
-    selection = getattr(adaptation, "selection", None)
-    if selection is None or not selected:
+    if adaptation.selection is None or not selected:
         return 0
-    size = sum(w.numel() for w in selection.weights.values())
-    nats = math.lgamma(size + 1) - math.lgamma(selected + 1) - math.lgamma(size - selected + 1)
-    return math.ceil(nats / math.log(2) / 8)
+    size = sum(w.numel() for w in adaptation.selection.weights.values())
+    return math.ceil(entropy_bits(size, selected) / 8)
 
 
 _COLUMNS = (

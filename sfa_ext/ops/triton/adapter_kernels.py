@@ -67,6 +67,19 @@ def _hidden(
 
 
 @triton.jit
+def _on_chip(
+    x, w_down, b_down, rows, n,
+    D: tl.constexpr, d: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """All columns, x in them, and the hidden numbers of these rows in the dtype of x, where BLOCK_K covers D."""
+    cols = tl.arange(0, BLOCK_K)
+    tile = _load(x, rows, cols, n, D, BLOCK_K)
+    weight = _load(w_down, tl.arange(0, BLOCK_H), cols, d, D, BLOCK_K)
+    product = tl.dot(tile, tl.trans(weight), input_precision=PRECISION)
+    return cols, tile, _activate(product, b_down, d, BLOCK_H).to(x.dtype.element_ty)
+
+
+@triton.jit
 def _result(
     tile, hidden, w_up, b_up, cols,
     D: tl.constexpr, d: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -89,10 +102,7 @@ def forward(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     units = tl.arange(0, BLOCK_H)
     if BLOCK_K >= D:
-        cols = tl.arange(0, BLOCK_K)
-        tile = _load(x, rows, cols, n, D, BLOCK_K)
-        product = tl.dot(tile, tl.trans(_load(w_down, units, cols, d, D, BLOCK_K)), input_precision=PRECISION)
-        hidden = _activate(product, b_down, d, BLOCK_H).to(x.dtype.element_ty)
+        cols, tile, hidden = _on_chip(x, w_down, b_down, rows, n, D, d, PRECISION, BLOCK_K, BLOCK_H)
         y = _result(tile, hidden, w_up, b_up, cols, D, d, PRECISION, BLOCK_H)
         _store(out, rows, cols, n, D, BLOCK_K, y)
     else:
@@ -156,10 +166,7 @@ def forward_norm(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     units = tl.arange(0, BLOCK_H)
     if BLOCK_K >= D:
-        cols = tl.arange(0, BLOCK_K)
-        tile = _load(x, rows, cols, n, D, BLOCK_K)
-        product = tl.dot(tile, tl.trans(_load(w_down, units, cols, d, D, BLOCK_K)), input_precision=PRECISION)
-        hidden = _activate(product, b_down, d, BLOCK_H).to(x.dtype.element_ty)
+        cols, tile, hidden = _on_chip(x, w_down, b_down, rows, n, D, d, PRECISION, BLOCK_K, BLOCK_H)
         y = _result(tile, hidden, w_up, b_up, cols, D, d, PRECISION, BLOCK_H)
         _, mean, squares = _moments(y, cols, D)
         scale = 1.0 / tl.sqrt(squares / D + eps)
