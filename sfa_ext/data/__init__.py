@@ -1,4 +1,23 @@
-"""Data sets: the embedded scenes and readers for data sets in their own folder layouts."""
+"""Data sets: the embedded scenes and readers for data sets in their own folder layouts.
+
+A data set is a torch Dataset with `class_names` (a tuple of str, empty where there are no classes), `object_classes` (a
+tuple of positions in `class_names`: the classes that have instances) and `palette` (uint8 [C, 3]). A sample is a dict of
+    "image"     tv Image uint8 [3, H, W]
+    "semantic"  tv Mask uint8 [H, W], a position in `class_names` or 255 = not labelled
+    "depth"     tv Mask float32 [H, W] in metres, 0 = not measured
+    "boxes"     tv BoundingBoxes float32 [n, 4], XYXY in pixels, the far corner outside the object (as COCO's x + w)
+    "labels"    int64 [n], positions in `class_names`
+    "masks"     tv Mask bool [n, H, W]
+    "crowd"     bool [n], regions that are neither trained nor counted (COCO's iscrowd); absent: there are none
+    "area"      float32 [n], pixels of each instance in the annotation's own words (COCO's area); absent: the mask's
+    "image_id"  int, the number by which the data set's own annotations know the image
+    "label"     int, the class of the whole image
+    "name"      str
+of which it has those that its annotations give; boxes, labels and masks come together. Transforms keep all of them in
+step with the image. In a batch (`loading.collate`) "image" (float32, normalised), "semantic" (int64) and "depth" are
+tensors, padded on the right and below to the largest image; "label" is a tensor, everything else a list with one entry
+an image. The masks of an image have its own size, before padding.
+"""
 
 from __future__ import annotations
 

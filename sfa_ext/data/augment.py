@@ -101,7 +101,7 @@ def _normalise_sample(sample: Sample) -> Sample:
 
 
 def _drop_instances(sample: Sample) -> Sample:
-    return {name: value for name, value in sample.items() if name not in ("masks", "boxes", "classes")}
+    return {name: value for name, value in sample.items() if name not in ("masks", "boxes", "labels")}
 
 
 class _ZoomCrop:

@@ -25,7 +25,7 @@ class Numbered(torch.utils.data.Dataset):
             "image": tv_tensors.Image(code.expand(3, -1, -1).clone()),
             "semantic": tv_tensors.Mask(code),
             "depth": tv_tensors.Mask(code.float() + 1),
-            "classes": torch.tensor([1]),
+            "labels": torch.tensor([1]),
             "label": index,
             "name": f"n{index}",
         }
@@ -156,7 +156,7 @@ def test_samples_of_different_sizes_are_padded_with_ignored_pixels():
     assert (batch["semantic"][0, 8:] == 255).all() and (batch["semantic"][1, :, 4:] == 255).all()
     assert (batch["semantic"] != 255).sum() == 8 * 12 + 10 * 4
     assert (batch["image"][0, :, 8:] == 0).all() and (batch["depth"][1, :, 4:] == 0).all()
-    assert isinstance(batch["classes"], list)
+    assert isinstance(batch["labels"], list)
 
 
 def test_samples_with_different_keys_are_refused():

@@ -66,7 +66,7 @@ def test_depth_of_known_surfaces_has_its_closed_form(radius, distance, size):
 def test_labels_of_a_sample_agree_with_each_other(domain):
     dataset = Scenes("val", domain, count=25, size=72, cache=None)
     for sample in dataset:
-        semantic, masks, boxes, classes = (sample[k] for k in ("semantic", "masks", "boxes", "classes"))
+        semantic, masks, boxes, classes = (sample[k] for k in ("semantic", "masks", "boxes", "labels"))
         assert sample["image"].dtype == torch.uint8 and tuple(sample["image"].shape) == (3, 72, 72)
         assert masks.dtype == torch.bool and tuple(masks.shape) == (len(classes), 72, 72)
         assert torch.equal(masks.any(0), semantic >= 3)
@@ -84,17 +84,17 @@ def test_labels_of_a_sample_agree_with_each_other(domain):
 
 def test_the_target_domain_is_full_and_lit_and_the_source_domain_simple():
     target = list(Scenes("val", "target", count=60, size=64, cache=None))
-    counts = [len(sample["classes"]) for sample in target]
+    counts = [len(sample["labels"]) for sample in target]
     assert min(counts) >= 2 and max(counts) <= 10 and np.mean(counts) > 4
     assert 0.28 < np.mean([float((s["semantic"] >= 3).float().mean()) for s in target]) < 0.47
     shares = [float(mask.float().mean()) for s in target for mask in s["masks"]]
     assert np.median(shares) > 0.03
     assert min(float(s["image"][:, s["semantic"] >= 3].float().mean()) for s in target) > 40
     source = list(Scenes("val", "source", count=120, size=64, cache=None))
-    assert max(len(s["classes"]) for s in source) <= 3
+    assert max(len(s["labels"]) for s in source) <= 3
     assert {s["label"] for s in source} == set(range(8))
     assert {int(c) for s in source for c in s["semantic"].unique()} == set(range(11))
-    assert 0.35 < np.mean([len(s["classes"]) == 1 for s in source]) < 0.85
+    assert 0.35 < np.mean([len(s["labels"]) == 1 for s in source]) < 0.85
 
 
 @pytest.mark.parametrize("domain", ["source", "target"])
@@ -160,4 +160,4 @@ def test_without_scikit_image_the_target_says_what_to_install_and_the_source_wor
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "skimage" else real(name, *a))
     with pytest.raises(DataError, match="pip install scikit-image"):
         Scenes(domain="target", count=1, size=16, cache=None)
-    assert len(Scenes(domain="source", count=1, size=16, cache=None)[0]["classes"]) >= 1
+    assert len(Scenes(domain="source", count=1, size=16, cache=None)[0]["labels"]) >= 1

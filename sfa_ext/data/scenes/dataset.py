@@ -38,7 +38,7 @@ class Scenes(Dataset):
 
     A sample holds "image" tv Image uint8 [3, S, S]; "semantic" tv Mask uint8 [S, S]; "depth" tv Mask float32 [S, S] in
     metres along the camera's axis; "masks" tv Mask bool [n, S, S] (visible parts), "boxes" tv BoundingBoxes float32
-    [n, 4] xyxy around them and "classes" int64 [n]; "label" int, the solid that covers most of the picture, counted
+    [n, 4] xyxy around them and "labels" int64 [n]; "label" int, the solid that covers most of the picture, counted
     from 0 among the solids; "name" str.
 
     Raises:
@@ -117,6 +117,6 @@ def _labels(rendered: Rendered) -> dict[str, Any]:
         "depth": tv_tensors.Mask(torch.from_numpy(rendered.depth)),
         "masks": tv_tensors.Mask(torch.from_numpy(masks)),
         "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=size),
-        "classes": torch.from_numpy(classes),
+        "labels": torch.from_numpy(classes),
         "label": int(classes[areas[visible].argmax()]) - N_BACKGROUND,
     }
