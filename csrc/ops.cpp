@@ -14,10 +14,10 @@ STABLE_TORCH_LIBRARY(sfa, m) {
       "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor");
   m.def(
       "fused_adapter_norm_keep(Tensor residual, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, Tensor? b_up, "
-      "Tensor norm_weight, Tensor norm_bias, float eps) -> (Tensor, Tensor)");
+      "Tensor norm_weight, Tensor norm_bias, float eps, bool keep_adapted) -> (Tensor, Tensor, Tensor)");
   m.def(
       "fused_adapter_norm_backward(Tensor grad_out, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, "
-      "Tensor? b_up, Tensor norm_weight, float eps, bool[7] output_mask, Tensor? hidden=None) "
+      "Tensor? b_up, Tensor norm_weight, float eps, bool[7] output_mask, Tensor? hidden=None, Tensor? adapted=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("accumulate_scores_(Tensor(a!)[] scores, Tensor[] grads, str criterion) -> ()");
   m.def("select_topk(Tensor[] scores, Tensor[] excluded, int k) -> Tensor[]");

@@ -128,7 +128,7 @@ Buffer widened(const AdapterKernels& k, const std::optional<Tensor>& v, int64_t 
 
 namespace {
 
-// `activation` is where hidden numbers to be kept go, if any.
+// `activation` and `adapted` are where numbers to be kept go, if any.
 Tensor forward(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
                const std::optional<Tensor>& b_up, const AdapterSizes& sizes, void* activation) {
   Tensor out = torch::stable::new_empty(x, x.sizes());
@@ -145,7 +145,7 @@ Tensor forward(const Tensor& x, const Tensor& w_down, const std::optional<Tensor
 
 Tensor forward_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
                     const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight,
-                    const Tensor& norm_bias, double eps, const AdapterSizes& sizes, void* activation) {
+                    const Tensor& norm_bias, double eps, const AdapterSizes& sizes, void* activation, void* adapted) {
   Tensor out = torch::stable::new_empty(residual, residual.sizes());
   if (sizes.rows == 0) return out;
   const AdapterKernels& k = adapter_kernels(x.scalar_type());
@@ -159,6 +159,7 @@ Tensor forward_norm(const Tensor& residual, const Tensor& x, const Tensor& w_dow
   args.eps = eps;
   args.out = out.mutable_data_ptr();
   args.activation = activation;
+  args.adapted = adapted;
   auto* kernel = residual.scalar_type() == x.scalar_type() ? k.forward_norm : k.forward_norm_float;
   run(args, sizes, k, kernel, w_down, b_down, w_up, b_up);
   return out;
@@ -207,20 +208,25 @@ Tensor fused_adapter_norm(const Tensor& residual,  // [..., D], float32 where th
   const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias);
   if (leave_to_torch(x.scalar_type()))
     return std::get<0>(torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps));
-  return forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, sizes, nullptr);
+  return forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, sizes, nullptr, nullptr);
 }
 
-std::tuple<Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residual, const Tensor& x, const Tensor& w_down,
-                                                   const std::optional<Tensor>& b_down, const Tensor& w_up,
-                                                   const std::optional<Tensor>& b_up, const Tensor& norm_weight,
-                                                   const Tensor& norm_bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residual, const Tensor& x,
+                                                           const Tensor& w_down, const std::optional<Tensor>& b_down,
+                                                           const Tensor& w_up, const std::optional<Tensor>& b_up,
+                                                           const Tensor& norm_weight, const Tensor& norm_bias,
+                                                           double eps, bool keep_adapted) {
   const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias);
-  if (leave_to_torch(x.scalar_type()))
-    return torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
+  if (leave_to_torch(x.scalar_type())) {
+    auto [out, hidden, adapted] =
+        torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
+    return {out, hidden, keep_adapted ? adapted : torch::stable::new_empty(x, {0})};
+  }
   const Tensor hidden = new_hidden(x, sizes.hidden);
+  const Tensor adapted = keep_adapted ? torch::stable::new_empty(x, x.sizes()) : torch::stable::new_empty(x, {0});
   return {forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, sizes,
-                       hidden.mutable_data_ptr()),
-          hidden};
+                       hidden.mutable_data_ptr(), keep_adapted ? adapted.mutable_data_ptr() : nullptr),
+          hidden, adapted};
 }
 
 }  // namespace sfa::cpu

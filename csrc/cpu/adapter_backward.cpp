@@ -95,13 +95,14 @@ struct Gradients {
   }
 };
 
-// The hidden numbers that the forward kept, as rows in memory.
-std::optional<Tensor> kept_rows(const std::optional<Tensor>& hidden, const AdapterSizes& sizes, const Tensor& x) {
-  if (!hidden.has_value()) return std::nullopt;
-  STD_TORCH_CHECK(hidden->numel() == sizes.rows * sizes.hidden && hidden->size(-1) == sizes.hidden,
-                  "hidden must be [..., d] with the rows of x, got ", shape_of(*hidden));
-  STD_TORCH_CHECK(hidden->scalar_type() == x.scalar_type() && hidden->is_cpu(), "hidden must be like x");
-  return contiguous(*hidden);
+// What the forward kept, as rows in memory.
+std::optional<Tensor> kept_rows(const std::optional<Tensor>& kept, const char* name, int64_t columns,
+                                const AdapterSizes& sizes, const Tensor& x) {
+  if (!kept.has_value()) return std::nullopt;
+  STD_TORCH_CHECK(kept->numel() == sizes.rows * columns && kept->size(-1) == columns, name, " must be [..., ", columns,
+                  "] with the rows of x, got ", shape_of(*kept));
+  STD_TORCH_CHECK(kept->scalar_type() == x.scalar_type() && kept->is_cpu(), name, " must be like x");
+  return contiguous(*kept);
 }
 
 void zero(std::initializer_list<Tensor> tensors) {
@@ -165,7 +166,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
   AdapterBackward args{};
   args.x = x_rows.const_data_ptr();
   args.grad_out = grad_rows.const_data_ptr();
-  run(args, k.backward, k, sizes, wanted, w_down, b_down, w_up, kept_rows(hidden, sizes, x), out);
+  run(args, k.backward, k, sizes, wanted, w_down, b_down, w_up, kept_rows(hidden, "hidden", sizes.hidden, sizes, x),
+      out);
   return {out.x, out.w_down, out.b_down, out.w_up, out.b_up};
 }
 
@@ -178,14 +180,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
     const std::optional<Tensor>& b_up,    // [D]
     const Tensor& norm_weight,            // [D], float32 or like x
     double eps,
-    std::vector<bool> output_mask,          // x, w_down, b_down, w_up, b_up, norm_weight, norm_bias
-    const std::optional<Tensor>& hidden) {  // [..., d], what fused_adapter_norm_keep kept
+    std::vector<bool> output_mask,           // x, w_down, b_down, w_up, b_up, norm_weight, norm_bias
+    const std::optional<Tensor>& hidden,     // [..., d] and
+    const std::optional<Tensor>& adapted) {  // [..., D], what fused_adapter_norm_keep kept
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
   check_like_x(grad_out, "grad_out", x);
   check_norm(norm_weight, "norm_weight", x);
   STD_TORCH_CHECK(output_mask.size() == 7, "output_mask must have 7 entries, got ", output_mask.size());
   if (leave_to_torch(x.scalar_type()))
-    return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden);
+    return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden,
+                                       adapted);
   const int64_t rows = sizes.rows, width = sizes.width;
   const Wanted wanted(output_mask);
   const bool wants_norm = output_mask[5] || output_mask[6];
@@ -196,7 +200,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
 
   const int64_t tiles = (rows + k.tile_rows - 1) / k.tile_rows;
   const Tensor x_rows = contiguous(x), grad_rows = contiguous(grad_out);
-  const Buffer up = pack_transposed(k, w_up), bias_up = widened(k, b_up, width),
+  const std::optional<Tensor> adapted_rows = kept_rows(adapted, "adapted", width, sizes, x);
+  const bool kept = adapted_rows.has_value();
+  const Buffer up = kept ? Buffer() : pack_transposed(k, w_up), bias_up = widened(k, b_up, width),
                weight = widened(k, norm_weight, width);
   const Buffer grad_sum(rows * width * k.number_bytes);
   const Buffer parts = wants_norm ? Buffer(tiles * 2 * width * k.acc_bytes) : Buffer();
@@ -205,12 +211,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   args.grad_out = grad_rows.const_data_ptr();
   args.up = up.data();
   args.bias_up = bias_up.data();
+  args.adapted = kept ? adapted_rows->const_data_ptr() : nullptr;
   args.norm_weight = weight.data();
   args.eps = eps;
   args.grad_sum = grad_sum.data();
   args.norm_parts = parts.data();
   auto* kernel = grad_out.scalar_type() == x.scalar_type() ? k.backward_norm : k.backward_norm_float;
-  run(args, kernel, k, sizes, wanted, w_down, b_down, w_up, kept_rows(hidden, sizes, x), out);
+  run(args, kernel, k, sizes, wanted, w_down, b_down, w_up, kept_rows(hidden, "hidden", sizes.hidden, sizes, x), out);
   const AdapterKernels& of_norm = adapter_kernels(norm_weight.scalar_type());
   const auto finish_norm = [&](int64_t which, const Tensor& to) {
     if (rows == 0) return zero({to});

@@ -20,6 +20,7 @@ struct AdapterForward {
   double eps;
   void* out;         // [rows, D] of T, with the norm of the residual's type
   void* activation;  // T [rows, d], relu(x w_down^T + b_down), to keep for the backward; null if not wanted
+  void* adapted;     // T [rows, D], what the norm works on, to keep for its backward; null if not wanted
 };
 
 struct AdapterBackward {
@@ -36,6 +37,7 @@ struct AdapterBackward {
   void* grad_x;             // T [rows, D]; null if not wanted
   const void* up;           // packed w_up^T; from here on for the norm only
   const void* bias_up;      // acc [D], padded
+  const void* adapted;      // T [rows, D], what the norm worked on, if the forward kept it, else null
   const void* norm_weight;  // acc [D], padded
   double eps;
   void* grad_sum;    // T [rows, D], the gradient of the adapter's result

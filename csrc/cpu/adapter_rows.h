@@ -74,15 +74,13 @@ __attribute__((noinline)) void to_hidden(const Block<T>& b, const T* x, const vo
   clear_edge<T>(b.hidden, b.rows, b.d);
 }
 
-// The same from what the forward kept.
-template <class T>
-SFA_INLINE void load_hidden(const Block<T>& b, const T* kept) {
+// Rows [rows, columns] that the forward kept, to rows of whole panels.
+template <class T, class To>
+SFA_INLINE void load_kept(const T* kept, int64_t rows, int64_t columns, To* to) {
   using Acc = typename Product<T>::Acc;
-  for (int64_t r = 0; r < b.rows; ++r, kept += b.d)
-    for_lanes<Acc>(b.d, [&](int64_t c, auto lanes) SFA_INLINE_LAMBDA {
-      store(b.hidden + r * padded<T>(b.d) + c, load_count(kept + c, lanes));
-    });
-  clear_edge<T>(b.hidden, b.rows, b.d);
+  for (int64_t r = 0; r < rows; ++r, kept += columns, to += padded<T>(columns))
+    for_lanes<Acc>(columns,
+                   [&](int64_t c, auto lanes) SFA_INLINE_LAMBDA { store(to + c, load_count(kept + c, lanes)); });
 }
 
 // out = hidden w^T (+ bias) + x, where w is packed [D] columns deep d; for w_up of the forward and w_down of the
@@ -100,13 +98,17 @@ __attribute__((noinline)) void from_hidden(const Block<T>& b, const typename Pro
                     });
 }
 
-// sums = hidden w_up^T + b_up + x: what the norm works on, not yet rounded to T
+// sums = hidden w_up^T + b_up + x: what the norm works on, not yet rounded to T; also to `copy` [rows, D] if there is
+// one
 template <class T>
-__attribute__((noinline)) void to_sums(const Block<T>& b, const void* up, const void* bias, const T* x) {
+__attribute__((noinline)) void to_sums(const Block<T>& b, const void* up, const void* bias, const T* x, T* copy) {
   using V = Vec<typename Product<T>::Acc>;
   product<T, true>(Operand<T>(b.hidden, padded<T>(b.d)), b.rows, up, b.d, b.width, bias, no_prefetch,
                    [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
-                     store(b.sums + r * padded<T>(b.width) + c, v + load_count(x + r * b.width + c, count));
+                     const int64_t at = r * b.width + c;
+                     const V sum = v + load_count(x + at, count);
+                     store(b.sums + r * padded<T>(b.width) + c, sum);
+                     if (copy != nullptr) store_count(copy + at, sum, count);
                    });
 }
 
@@ -129,10 +131,10 @@ __attribute__((noinline)) void to_grad_hidden(const Block<T>& b, const T* grad, 
   clear_edge<T>(b.grad_hidden, b.rows, b.d);
 }
 
-// The rows of the block in an array of hidden numbers [rows, d], if there is one.
+// The rows of the block in an array [rows, columns], if there is one.
 template <class T>
-SFA_INLINE T* hidden_rows(void* all, const Block<T>& b) {
-  return all == nullptr ? nullptr : static_cast<T*>(all) + b.row * b.d;
+SFA_INLINE T* rows_of(void* all, const Block<T>& b, int64_t columns) {
+  return all == nullptr ? nullptr : static_cast<T*>(all) + b.row * columns;
 }
 
 // out = x + relu(x w_down^T + b_down) w_up^T + b_up
@@ -141,7 +143,7 @@ void forward(const AdapterForward& p, int64_t begin, int64_t end, void* scratch)
   Block<T> b(p.width, p.hidden, scratch);
   for (b.move_to(begin, end); b.rows > 0; b.move_to(b.row + b.rows, end)) {
     const T* x = static_cast<const T*>(p.x) + b.row * p.width;
-    to_hidden<T>(b, x, p.down, p.bias_down, hidden_rows<T>(p.activation, b));
+    to_hidden<T>(b, x, p.down, p.bias_down, rows_of<T>(p.activation, b, b.d));
     from_hidden<T, true>(b, b.hidden, p.up, p.bias_up, x, static_cast<T*>(p.out) + b.row * p.width);
   }
 }
@@ -152,8 +154,8 @@ void forward_norm(const AdapterForward& p, int64_t begin, int64_t end, void* scr
   Block<T> b(p.width, p.hidden, scratch);
   for (b.move_to(begin, end); b.rows > 0; b.move_to(b.row + b.rows, end)) {
     const T* x = static_cast<const T*>(p.x) + b.row * p.width;
-    to_hidden<T>(b, x, p.down, p.bias_down, hidden_rows<T>(p.activation, b));
-    to_sums<T>(b, p.up, p.bias_up, x);
+    to_hidden<T>(b, x, p.down, p.bias_down, rows_of<T>(p.activation, b, b.d));
+    to_sums<T>(b, p.up, p.bias_up, x, rows_of<T>(p.adapted, b, p.width));
     for (int64_t r = 0; r < b.rows; ++r)
       norm_row(b.sums + r * padded<T>(p.width), static_cast<const R*>(p.residual) + (b.row + r) * p.width, p,
                static_cast<R*>(p.out) + (b.row + r) * p.width);
@@ -164,15 +166,22 @@ void forward_norm(const AdapterForward& p, int64_t begin, int64_t end, void* scr
 template <class T>
 SFA_INLINE void backward_block(const Block<T>& b, const AdapterBackward& p, const T* grad, bool prefetch) {
   if (p.grad_hidden == nullptr && p.grad_x == nullptr) return;
-  to_grad_hidden<T>(b, grad, prefetch, p.up_plain, hidden_rows<T>(p.grad_hidden, b));
+  to_grad_hidden<T>(b, grad, prefetch, p.up_plain, rows_of<T>(p.grad_hidden, b, b.d));
   if (p.grad_x == nullptr) return;
   from_hidden<T, false>(b, b.grad_hidden, p.down_plain, nullptr, grad, static_cast<T*>(p.grad_x) + b.row * p.width);
 }
 
 template <class T>
 SFA_INLINE void recall_hidden(const Block<T>& b, const AdapterBackward& p, const T* x) {
-  if (p.kept != nullptr) return load_hidden<T>(b, static_cast<const T*>(p.kept) + b.row * b.d);
-  to_hidden<T>(b, x, p.down, p.bias_down, hidden_rows<T>(p.activation, b));
+  if (p.kept == nullptr) return to_hidden<T>(b, x, p.down, p.bias_down, rows_of<T>(p.activation, b, b.d));
+  load_kept(static_cast<const T*>(p.kept) + b.row * b.d, b.rows, b.d, b.hidden);
+  clear_edge<T>(b.hidden, b.rows, b.d);
+}
+
+template <class T>
+SFA_INLINE void recall_sums(const Block<T>& b, const AdapterBackward& p, const T* x) {
+  if (p.adapted == nullptr) return to_sums<T>(b, p.up, p.bias_up, x, nullptr);
+  load_kept(static_cast<const T*>(p.adapted) + b.row * b.width, b.rows, b.width, b.sums);
 }
 
 // The gradient of the hidden numbers and that of x.
@@ -185,7 +194,7 @@ void backward(const AdapterBackward& p, int64_t begin, int64_t end, void* scratc
   }
 }
 
-// The same behind the norm: the adapter's result once more, and from it the gradient of that result.
+// The same behind the norm: the adapter's result, kept or once more, and from it the gradient of that result.
 template <class T, class R>
 void backward_norm(const AdapterBackward& p, int64_t begin, int64_t end, void* scratch) {
   using Acc = typename Product<T>::Acc;
@@ -194,7 +203,7 @@ void backward_norm(const AdapterBackward& p, int64_t begin, int64_t end, void* s
     const T* x = static_cast<const T*>(p.x) + b.row * p.width;
     T* grad = static_cast<T*>(p.grad_sum) + b.row * p.width;
     recall_hidden<T>(b, p, x);
-    to_sums<T>(b, p.up, p.bias_up, x);
+    recall_sums<T>(b, p, x);
     for (int64_t r = 0; r < b.rows; ++r) {
       Acc* parts =
           p.norm_parts == nullptr ? nullptr : static_cast<Acc*>(p.norm_parts) + (b.row + r) / kTileRows * 2 * p.width;

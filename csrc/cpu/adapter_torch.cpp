@@ -53,17 +53,17 @@ std::tuple<Tensor, Tensor> torch_adapter(const Tensor& x, const Tensor& w_down, 
   return {add(x, linear(hidden, w_up, b_up)), hidden};
 }
 
-std::tuple<Tensor, Tensor> torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
-                                              const std::optional<Tensor>& b_down, const Tensor& w_up,
-                                              const std::optional<Tensor>& b_up, const Tensor& norm_weight,
-                                              const Tensor& norm_bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor> torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                                                      const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                                      const std::optional<Tensor>& b_up, const Tensor& norm_weight,
+                                                      const Tensor& norm_bias, double eps) {
   const auto [y, hidden] = torch_adapter(x, w_down, b_down, w_up, b_up);
   const ScalarType dtype = norm_weight.scalar_type();
   const std::array<int64_t, 1> width{norm_weight.size(0)};
   const Tensor normed =
       call("aten::layer_norm", "", to(y, dtype), IntHeaderOnlyArrayRef(width), std::optional<Tensor>(norm_weight),
            std::optional<Tensor>(to(norm_bias, dtype)), eps, false);
-  return {to(add(residual, normed), residual.scalar_type()), hidden};
+  return {to(add(residual, normed), residual.scalar_type()), hidden, y};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
@@ -97,14 +97,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_norm_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
     const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
-    const std::vector<bool>& output_mask, const std::optional<Tensor>& hidden) {
+    const std::vector<bool>& output_mask, const std::optional<Tensor>& hidden, const std::optional<Tensor>& adapted) {
   // Torch sums the gradients of the norm's weights in their own type, which half types are too short for.
   const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const std::array<int64_t, 1> shape{norm_weight.size(0)};
   const std::array<bool, 3> all{true, true, true};
   const IntHeaderOnlyArrayRef width(shape);
   const Tensor h = hidden.has_value() ? *hidden : activation(x, w_down, b_down);
-  const Tensor y = to(add(x, linear(h, w_up, b_up)), dtype);
+  const Tensor y = to(adapted.has_value() ? *adapted : add(x, linear(h, w_up, b_up)), dtype);
   // The bias moves neither the moments nor a gradient; torch only looks at its presence.
   const std::optional<Tensor> weight(to(norm_weight, dtype));
   const auto normed = call_all<3>("aten::native_layer_norm", "", y, width, weight, weight, eps);

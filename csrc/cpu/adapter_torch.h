@@ -15,14 +15,14 @@ using torch::stable::Tensor;
 // Whether isa.h says so for this type.
 bool leave_to_torch(torch::headeronly::ScalarType dtype);
 
-// The result and the hidden numbers.
+// The result and the hidden numbers; with the norm also what it worked on.
 std::tuple<Tensor, Tensor> torch_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
                                          const Tensor& w_up, const std::optional<Tensor>& b_up);
 
-std::tuple<Tensor, Tensor> torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
-                                              const std::optional<Tensor>& b_down, const Tensor& w_up,
-                                              const std::optional<Tensor>& b_up, const Tensor& norm_weight,
-                                              const Tensor& norm_bias, double eps);
+std::tuple<Tensor, Tensor, Tensor> torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                                                      const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                                      const std::optional<Tensor>& b_up, const Tensor& norm_weight,
+                                                      const Tensor& norm_bias, double eps);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
@@ -31,6 +31,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_norm_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
     const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
-    const std::vector<bool>& output_mask, const std::optional<Tensor>& hidden);
+    const std::vector<bool>& output_mask, const std::optional<Tensor>& hidden, const std::optional<Tensor>& adapted);
 
 }  // namespace sfa::cpu

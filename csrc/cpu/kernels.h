@@ -22,10 +22,11 @@ std::tuple<Tensor, Tensor> fused_adapter_keep(const Tensor& x, const Tensor& w_d
 Tensor fused_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
                           const std::optional<Tensor>& b_down, const Tensor& w_up, const std::optional<Tensor>& b_up,
                           const Tensor& norm_weight, const Tensor& norm_bias, double eps);
-std::tuple<Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residual, const Tensor& x, const Tensor& w_down,
-                                                   const std::optional<Tensor>& b_down, const Tensor& w_up,
-                                                   const std::optional<Tensor>& b_up, const Tensor& norm_weight,
-                                                   const Tensor& norm_bias, double eps);
+std::tuple<Tensor, Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residual, const Tensor& x,
+                                                           const Tensor& w_down, const std::optional<Tensor>& b_down,
+                                                           const Tensor& w_up, const std::optional<Tensor>& b_up,
+                                                           const Tensor& norm_weight, const Tensor& norm_bias,
+                                                           double eps, bool keep_adapted);
 
 // adapter_backward.cpp
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
@@ -34,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_norm_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
     const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
-    std::vector<bool> output_mask, const std::optional<Tensor>& hidden);
+    std::vector<bool> output_mask, const std::optional<Tensor>& hidden, const std::optional<Tensor>& adapted);
 
 // scores.cpp
 void accumulate_scores_(const std::vector<Tensor>& scores, const std::vector<Tensor>& grads,

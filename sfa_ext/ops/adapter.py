@@ -7,10 +7,12 @@
         and the weights of the norm may be float32
     fused_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask [5], hidden=None) -> five gradients
         of x, w_down, b_down, w_up, b_up; an empty tensor for each that output_mask leaves out
-    fused_adapter_norm_backward(grad_out, x, ..., b_up, norm_weight, eps, output_mask [7], hidden=None) -> seven
-        of x, w_down, b_down, w_up, b_up, norm_weight, norm_bias; that of the residual is grad_out itself
-    fused_adapter_keep, fused_adapter_norm_keep: the same arguments -> (result, hidden [..., d])
-        hidden, relu(x w_down^T + b_down), spares the backward a product
+    fused_adapter_norm_backward(grad_out, x, ..., b_up, norm_weight, eps, output_mask [7], hidden=None, adapted=None)
+        -> seven of x, w_down, b_down, w_up, b_up, norm_weight, norm_bias; that of the residual is grad_out itself
+    fused_adapter_keep: the arguments of fused_adapter -> (result, hidden [..., d])
+    fused_adapter_norm_keep: those of fused_adapter_norm, keep_adapted -> (result, hidden, adapted [..., D])
+        hidden, relu(x w_down^T + b_down), and adapted, what the norm works on, spare the backward a product each;
+        without keep_adapted the latter is empty
 
 All of one dtype (float32, float64, bfloat16, float16) and device. RuntimeError names an argument that is not.
 """
@@ -25,6 +27,7 @@ from ._library import LIBRARY, below_autograd, register_autocast
 from .backends import register_portable
 
 _ops = torch.ops.sfa
+_WIDE = 128  # hidden numbers from which on a product of theirs takes longer than fetching its result
 
 
 def _fused_adapter_fake(x: Tensor, w_down: Tensor, b_down: Tensor | None, w_up: Tensor, b_up: Tensor | None) -> Tensor:
@@ -46,15 +49,17 @@ def _fused_adapter_norm_fake(residual, x, w_down, b_down, w_up, b_up, norm_weigh
     return residual.new_empty(residual.shape)
 
 
-def _fused_adapter_norm_keep_fake(residual, x, w_down, *rest):
+def _fused_adapter_norm_keep_fake(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, keep_adapted):
+    out = _fused_adapter_norm_fake(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps)
     hidden = x.new_empty((*x.shape[:-1], w_down.shape[0]))
-    return _fused_adapter_norm_fake(residual, x, w_down, *rest), hidden
+    return out, hidden, x.new_empty(x.shape if keep_adapted else 0)
 
 
 def _fused_adapter_norm_backward_fake(
-    grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None
+    grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None, adapted=None
 ):
-    checks.adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden)
+    args = (grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps)
+    checks.adapter_norm_backward(*args, output_mask, hidden, adapted)
     norm = tuple(norm_weight.new_empty(norm_weight.shape if wanted else 0) for wanted in output_mask[5:])
     return _gradients_fake(x, w_down, w_up, output_mask[:5]) + norm
 
@@ -68,7 +73,7 @@ class _FusedAdapter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w_down, b_down, w_up, b_up):
         with below_autograd():
-            if _keeps_hidden(x, w_down):
+            if _keeps(x, w_down):
                 out, hidden = _ops.fused_adapter_keep(x, w_down, b_down, w_up, b_up)
             else:
                 out, hidden = _ops.fused_adapter(x, w_down, b_down, w_up, b_up), None
@@ -86,11 +91,13 @@ class _FusedAdapterNorm(torch.autograd.Function):
     def forward(ctx, residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
         args = (residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps)
         with below_autograd():
-            if _keeps_hidden(x, w_down):
-                out, hidden = _ops.fused_adapter_norm_keep(*args)
+            if _keeps(x, w_down):
+                wide = w_down.shape[0] >= _WIDE
+                out, hidden, adapted = _ops.fused_adapter_norm_keep(*args, wide)
+                adapted = adapted if wide else None
             else:
-                out, hidden = _ops.fused_adapter_norm(*args), None
-        ctx.save_for_backward(x, w_down, b_down, w_up, b_up, norm_weight, hidden)
+                out, hidden, adapted = _ops.fused_adapter_norm(*args), None, None
+        ctx.save_for_backward(x, w_down, b_down, w_up, b_up, norm_weight, hidden, adapted)
         ctx.eps = eps
         return out
 
@@ -99,14 +106,14 @@ class _FusedAdapterNorm(torch.autograd.Function):
         mask = ctx.needs_input_grad[1:8]
         if not any(mask):
             return (grad_out, *[None] * 8)
-        *args, hidden = ctx.saved_tensors
-        grads = _ops.fused_adapter_norm_backward(grad_out, *args, ctx.eps, mask, hidden)
+        *args, hidden, adapted = ctx.saved_tensors
+        grads = _ops.fused_adapter_norm_backward(grad_out, *args, ctx.eps, mask, hidden, adapted)
         return _wanted((grad_out, *grads, None), ctx)
 
 
-def _keeps_hidden(x: Tensor, w_down: Tensor) -> bool:
-    """Whether the forward keeps the hidden numbers for the backward: on CPUs, where computing them again takes longer
-    than fetching them, unless they would need more memory than x does."""
+def _keeps(x: Tensor, w_down: Tensor) -> bool:
+    """Whether the forward keeps what it computed for the backward: on CPUs, where computing it again takes longer than
+    fetching it, unless the hidden numbers would need more memory than x does."""
     return x.device.type == "cpu" and w_down.shape[0] <= x.shape[-1]
 
 
@@ -145,18 +152,18 @@ def _fused_adapter_norm_autograd(residual, x, w_down, b_down, w_up, b_up, norm_w
 
 
 def _fused_adapter_norm_backward_autograd(
-    grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None
+    grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None, adapted=None
 ):
     args = (grad_out, x, w_down, b_down, w_up, b_up, norm_weight)
-    checks.adapter_norm_backward(*args, eps, output_mask, hidden)
+    checks.adapter_norm_backward(*args, eps, output_mask, hidden, adapted)
     if _tracks(*args):
         return reference.fused_adapter_norm_backward(*args, eps, output_mask)
     with below_autograd():
-        return _ops.fused_adapter_norm_backward(*args, eps, output_mask, hidden)
+        return _ops.fused_adapter_norm_backward(*args, eps, output_mask, hidden, adapted)
 
 
 def _keep_autograd(differentiable):
-    """The kernel of an operator that also returns its hidden numbers: derivatives are those of the plain operator, so
+    """The kernel of an operator that also returns what to keep: derivatives are those of the plain operator, so
     it is for callers that bring their own."""
 
     def kernel(*args):

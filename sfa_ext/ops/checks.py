@@ -77,7 +77,7 @@ def adapter_backward(
     shape("grad_out", grad_out, "the shape of x", tuple(x.shape))
     like("grad_out", grad_out, "x", x)
     torch._check(len(output_mask) == 5, lambda: f"output_mask must have 5 entries, got {len(output_mask)}")
-    _hidden(hidden, x, w_down)
+    _kept("hidden", hidden, "[..., d]", x, w_down.shape[0])
 
 
 def adapter_norm(
@@ -111,6 +111,7 @@ def adapter_norm_backward(
     eps: float,
     output_mask: list[bool],
     hidden: Tensor | None,
+    adapted: Tensor | None,
 ) -> None:
     """The arguments of `fused_adapter_norm_backward`."""
     adapter(x, w_down, b_down, w_up, b_up)
@@ -118,13 +119,14 @@ def adapter_norm_backward(
     like("grad_out", grad_out, "x", x, *_wider(x))
     _norm_weight(norm_weight, x, eps)
     torch._check(len(output_mask) == 7, lambda: f"output_mask must have 7 entries, got {len(output_mask)}")
-    _hidden(hidden, x, w_down)
+    _kept("hidden", hidden, "[..., d]", x, w_down.shape[0])
+    _kept("adapted", adapted, "[..., D]", x, x.shape[-1])
 
 
-def _hidden(hidden: Tensor | None, x: Tensor, w_down: Tensor) -> None:
-    if hidden is not None:
-        shape("hidden", hidden, "[..., d]", (*x.shape[:-1], w_down.shape[0]))
-        like("hidden", hidden, "x", x)
+def _kept(argument: str, tensor: Tensor | None, symbols: str, x: Tensor, columns: int) -> None:
+    if tensor is not None:
+        shape(argument, tensor, symbols, (*x.shape[:-1], columns))
+        like(argument, tensor, "x", x)
 
 
 def _norm_weight(norm_weight: Tensor, x: Tensor, eps: float) -> None:

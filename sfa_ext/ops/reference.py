@@ -54,7 +54,7 @@ def fused_adapter_norm(
     norm_bias: Tensor,
     eps: float,
 ) -> Tensor:
-    return fused_adapter_norm_keep(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps)[0]
+    return fused_adapter_norm_keep(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, False)[0]
 
 
 def fused_adapter_norm_keep(
@@ -67,10 +67,11 @@ def fused_adapter_norm_keep(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
-) -> tuple[Tensor, Tensor]:
+    keep_adapted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     y, hidden = fused_adapter_keep(x, w_down, b_down, w_up, b_up)
     normed = F.layer_norm(y.to(norm_weight.dtype), y.shape[-1:], norm_weight, norm_bias, eps)
-    return (residual + normed).to(residual.dtype), hidden
+    return (residual + normed).to(residual.dtype), hidden, y if keep_adapted else x.new_empty(0)
 
 
 def fused_adapter_norm_backward(
@@ -84,13 +85,16 @@ def fused_adapter_norm_backward(
     eps: float,
     output_mask: list[bool],
     hidden: Tensor | None = None,
+    adapted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, w_down, b_down, w_up, b_up, norm_weight, norm_bias; empty where `output_mask` leaves one out."""
     dtype = torch.promote_types(grad_out.dtype, norm_weight.dtype)
     grad, weight = grad_out.to(dtype).reshape(-1, x.shape[-1]), norm_weight.to(dtype)
     if hidden is None:
         hidden = F.relu(F.linear(x, w_down, b_down))
-    y = (x + F.linear(hidden, w_up, b_up)).to(dtype).view(grad.shape)
+    if adapted is None:
+        adapted = x + F.linear(hidden, w_up, b_up)
+    y = adapted.to(dtype).reshape(grad.shape)
     centred = y - y.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     normed, gw = centred * scale, grad * weight

@@ -11,7 +11,17 @@ import sfa_ext  # noqa: F401  registers torch.ops.sfa
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 # rows, D, d: single numbers, odd sizes, whole tiles and what is left of them, several blocks and parts of rows
-SIZES = ((1, 1, 1), (5, 7, 3), (1, 64, 32), (13, 33, 17), (47, 100, 1), (100, 128, 64), (301, 200, 100), (4100, 48, 24))
+SIZES = (
+    (1, 1, 1),
+    (5, 7, 3),
+    (1, 64, 32),
+    (13, 33, 17),
+    (47, 100, 1),
+    (100, 128, 64),
+    (301, 200, 100),
+    (61, 150, 130),
+    (4100, 48, 24),
+)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -104,21 +104,25 @@ def test_backward_computes_only_what_is_asked(wanted, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_backward_gives_the_same_with_hidden_numbers_kept(dtype, device):
+def test_backward_gives_the_same_with_numbers_kept(dtype, device):
     args = draw_norm((50, 20, 9), dtype, device)
-    out, hidden = torch.ops.sfa.fused_adapter_norm_keep(*args)
-    assert torch.equal(out, fused_adapter_norm(*args)) and hidden.shape == (50, 9)
+    out, hidden, adapted = torch.ops.sfa.fused_adapter_norm_keep(*args, True)
+    assert torch.equal(out, fused_adapter_norm(*args))
+    kept = (torch.ops.sfa.fused_adapter(*args[1:6]), *torch.ops.sfa.fused_adapter_keep(*args[1:6])[1:])
+    assert torch.equal(adapted, kept[0]) and torch.equal(hidden, kept[1])
     common = (args[0], *args[1:7], args[-1], [True] * 7)
     again = fused_adapter_norm_backward(*common)
-    for got, true in zip(fused_adapter_norm_backward(*common, hidden), again, strict=True):
-        assert error(got, true.double()) <= BOUND[dtype]
+    for given in ((hidden,), (None, adapted), (hidden, adapted)):
+        for got, true in zip(fused_adapter_norm_backward(*common, *given), again, strict=True):
+            assert error(got, true.double()) <= BOUND[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_opcheck(dtype, device):
     residual, *args = draw_norm((6, 8, 4), dtype, device)
     opcheck(fused_adapter_norm, tuple(with_grad([residual, *args])))
-    opcheck(torch.ops.sfa.fused_adapter_norm_keep, (residual, *args))
+    for keep_adapted in (False, True):
+        opcheck(torch.ops.sfa.fused_adapter_norm_keep, (residual, *args, keep_adapted))
     mask = [True, False, True, True, False, True, False]
     opcheck(fused_adapter_norm_backward, (torch.randn_like(residual), *args[:6], args[-1], mask))
 
@@ -192,3 +196,14 @@ def test_bad_residual_of_a_half_type_lists_what_is_allowed():
     args = draw_norm((3, 6, 4), torch.bfloat16, wide=torch.float16)
     with pytest.raises(RuntimeError, match="^residual must be bfloat16 or float32 .*, got float16$"):
         fused_adapter_norm(*args)
+
+
+def test_bad_kept_numbers_are_named():
+    residual, *args, _, eps = draw_norm((3, 6, 4), torch.float32)
+    common = (residual, *args, eps, [True] * 7)
+    with pytest.raises(RuntimeError, match=r"^hidden must be \[..., d\] = \[3, 4\], got \[3, 5\]$"):
+        fused_adapter_norm_backward(*common, torch.zeros(3, 5))
+    with pytest.raises(RuntimeError, match=r"^adapted must be \[..., D\] = \[3, 6\], got \[3, 5\]$"):
+        fused_adapter_norm_backward(*common, None, torch.zeros(3, 5))
+    with pytest.raises(RuntimeError, match="^adapted must be float32 .*, got float64$"):
+        fused_adapter_norm_backward(*common, None, torch.zeros(3, 6, dtype=torch.float64))

@@ -34,7 +34,7 @@ ADAPTER = {
         WEIGHTS,
         "residual norm_weight norm_bias out",
         {"n": "i64", "eps": "fp32"},
-        ("kept",),
+        (),
     ),
     "backward": (
         backward_kernels.backward,

@@ -38,26 +38,22 @@ def _forward(x, w_down, b_down, w_up, b_up, keep: bool):
 
 
 def fused_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps) -> Tensor:
-    return _forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, keep=False)[0]
-
-
-def fused_adapter_norm_keep(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
-    return _forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, keep=True)
-
-
-def _forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, keep: bool):
     if not _covers(x, w_down):
         tensors = (residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias)
-        return reference.fused_adapter_norm_keep(*map(_aligned, tensors), eps)
+        return reference.fused_adapter_norm(*map(_aligned, tensors), eps)
     rows, d = _rows(x), w_down.shape[0]
-    out, kept = torch.empty_like(residual, memory_format=torch.contiguous_format), None
-    if keep:
-        kept = x.new_empty((*x.shape[:-1], d))
+    out = torch.empty_like(residual, memory_format=torch.contiguous_format)
     vectors = map(_aligned, (w_down, b_down, w_up, b_up, norm_weight, norm_bias))
     tiles = choose(rows, d, NORM)
     inputs, shape = (_rows(residual), rows, *vectors), (*rows.shape, d)
-    _launch(adapter_kernels.forward_norm, tiles, *inputs, out, kept, len(rows), eps, shape=shape)
-    return out, kept
+    _launch(adapter_kernels.forward_norm, tiles, *inputs, out, len(rows), eps, shape=shape)
+    return out
+
+
+def fused_adapter_norm_keep(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, keep_adapted):
+    adapted, hidden = fused_adapter_keep(x, w_down, b_down, w_up, b_up)
+    out = fused_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps)
+    return out, hidden, adapted if keep_adapted else x.new_empty(0)
 
 
 def fused_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden=None):
@@ -86,11 +82,15 @@ def fused_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidde
     )
 
 
-def fused_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None):
-    """Gradients of x, w_down, b_down, w_up, b_up, norm_weight, norm_bias; empty where `output_mask` leaves one out."""
+def fused_adapter_norm_backward(
+    grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None, adapted=None
+):
+    """Gradients of x, w_down, b_down, w_up, b_up, norm_weight, norm_bias; empty where `output_mask` leaves one out.
+
+    What the norm worked on is always computed again: x is read anyhow, `adapted` would be read besides."""
     if not _covers(x, w_down):
         tensors = map(_aligned, (grad_out, x, w_down, b_down, w_up, b_up, norm_weight))
-        return reference.fused_adapter_norm_backward(*tensors, eps, output_mask, _aligned(hidden))
+        return reference.fused_adapter_norm_backward(*tensors, eps, output_mask, _aligned(hidden), _aligned(adapted))
     rows, grad, given = _rows(x), _rows(grad_out), None if hidden is None else _rows(hidden)
     vectors = map(_aligned, (w_down, b_down, w_up, b_up, norm_weight))
     want_y, width, d = any(output_mask[:5]), rows.shape[1], w_down.shape[0]

@@ -157,14 +157,13 @@ def _add_norm(residual, weight, bias, rows, cols, n, centred, scale, D: tl.const
 
 @triton.jit(do_not_specialize=["n", "eps"])
 def forward_norm(
-    residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, out, kept, n, eps,
+    residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, out, n, eps,
     D: tl.constexpr, d: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """out = residual + LayerNorm(adapter(x)). Where a row is too long to stay on the chip, its columns are computed
     twice: once for mean and variance, once for the result."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    units = tl.arange(0, BLOCK_H)
     if BLOCK_K >= D:
         cols, tile, hidden = _on_chip(x, w_down, b_down, rows, n, D, d, PRECISION, BLOCK_K, BLOCK_H)
         y = _result(tile, hidden, w_up, b_up, cols, D, d, PRECISION, BLOCK_H)
@@ -183,5 +182,3 @@ def forward_norm(
             y = _result(tile, hidden, w_up, b_up, cols, D, d, PRECISION, BLOCK_H)
             y = _add_norm(residual, norm_weight, norm_bias, rows, cols, n, y - mean[:, None], scale, D, BLOCK_K)
             _store(out, rows, cols, n, D, BLOCK_K, y)
-    if kept is not None:
-        _store(kept, rows, units, n, d, BLOCK_H, hidden)
