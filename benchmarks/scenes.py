@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sfa_ext import tasks
 from sfa_ext.files import write_text
 from sfa_ext.report import compare, plots
 from sfa_ext.report.run import task_meta
+from sfa_ext.training.recipe import load
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = {
@@ -60,15 +62,17 @@ def in_parallel(jobs: int, work: Iterator[tuple]) -> None:
             future.result()
 
 
-def best_rates(out: Path, rates: Sequence[float]) -> dict[str, float]:
-    """The rate with the best validation mIoU of each method's trials."""
+def best_rates(out: Path, rates: Sequence[float], task: str) -> dict[str, float]:
+    """The rate with the best validation headline of each method's trials."""
     if len(rates) == 1:
         return dict.fromkeys(METHODS, rates[0])
 
-    def score(method: str, rate: float) -> float:
-        return task_meta(folder_of(out, method, rate, TRIAL_SEED))["results"]["val"]["miou"]
+    headline = tasks.figures(task)[0]
 
-    return {m: max(rates, key=lambda rate: score(m, rate)) for m in METHODS}
+    def score(method: str, rate: float) -> float:
+        return task_meta(folder_of(out, method, rate, TRIAL_SEED))["results"]["val"][headline.name]
+
+    return {m: headline.best({rate: score(m, rate) for rate in rates}) for m in METHODS}
 
 
 def trial(steps: int) -> list[str]:
@@ -83,6 +87,7 @@ def write(
     runs[SCRATCH] = [folder_of(out, SCRATCH, rates[SCRATCH], seeds[0])]
     groups = {m: [compare.read(run) for run in found] for m, found in runs.items()}
     resolved = task_meta(runs["frozen"][0])["recipe"]
+    headline = tasks.figures(resolved["task"]["name"])[0]
     optim = resolved["optim"]
     tuned = f"The learning rate is {tried[0]:g} for every method; none was tuned."
     if len(tried) > 1:
@@ -92,7 +97,7 @@ def write(
             f"of {steps} steps with a seed that the table does not use: {best} (frozen: of its head)."
         )
     text = [
-        "# Segmentation of the embedded scenes",
+        f"# {headline.title} on the embedded scenes",
         "",
         f"Written by `python -m benchmarks.scenes --recipe {recipe}`. swinv2_pico with the embedded checkpoint (or "
         f"from scratch), head {resolved['task']['name']}, {optim['steps']} steps of {optim['batch']} images, test "
@@ -103,11 +108,11 @@ def write(
         f"{tuned} The head's is {optim['head_lr']:g}.",
         "Training from scratch was run with one seed. Seconds are of training alone, one thread a run.",
         "",
-        f"![mIoU against the share of trainable weights]({recipe}-trade-off.png)",
+        f"![{headline.title} against the share of trainable weights]({recipe}-trade-off.png)",
         "",
     ]
-    points = {m: (g[0].share, [100 * r.figures["miou"] for r in g]) for m, g in groups.items() if m != SCRATCH}
-    plots.trade_off(points, RESULTS / f"{recipe}-trade-off.png")
+    points = {m: (g[0].share, compare.scores(headline, g)) for m, g in groups.items() if m != SCRATCH}
+    plots.trade_off(points, RESULTS / f"{recipe}-trade-off.png", headline.heading)
     write_text(RESULTS / f"{recipe}.md", "\n".join(text))
     return RESULTS / f"{recipe}.md"
 
@@ -128,7 +133,7 @@ def main() -> None:
         short = [*extra, *trial(options.trial_steps)]
         trials = ((recipe, out, m, rate, TRIAL_SEED, short) for rate in options.rates for m in METHODS)
         in_parallel(options.jobs, trials)
-    rates = best_rates(out, options.rates)
+    rates = best_rates(out, options.rates, load(recipe, extra).task.name)
     rates[SCRATCH] = rates["full"]
     print("learning rates:", rates, flush=True)
     runs = [(m, seed) for seed in options.seeds for m in METHODS] + [(SCRATCH, options.seeds[0])]

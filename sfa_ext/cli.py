@@ -75,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.add_argument("--device", default="auto")
 
-    predict = _command(commands, "predict", _predict, "draw the predicted classes over image files")
+    predict = _command(commands, "predict", _predict, "draw what a run finds in image files")
     predict.add_argument("folder", metavar="RUN", help="folder of a finished run")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    predict.add_argument("--out", help="folder for the overlays (default: RUN/predictions)")
+    predict.add_argument("--out", help="folder for the pictures (default: RUN/predictions)")
     predict.add_argument("--device", default="auto")
 
     params = _command(commands, "params", _params, "what recipes or methods train, counted without training")

@@ -1,7 +1,7 @@
 """Data sets: the embedded scenes and readers for data sets in their own folder layouts.
 
-A data set is a torch Dataset with `class_names` (a tuple of str, empty where there are no classes), `object_classes` (a
-tuple of positions in `class_names`: the classes that have instances) and `palette` (uint8 [C, 3]). A sample is a dict of
+A data set is a torch Dataset with `class_names` (a tuple of str, empty where there are no classes), `object_classes`
+(positions in `class_names`: the classes that have instances) and `palette` (uint8 [C, 3]). A sample is a dict of
     "image"     tv Image uint8 [3, H, W]
     "semantic"  tv Mask uint8 [H, W], a position in `class_names` or 255 = not labelled
     "depth"     tv Mask float32 [H, W] in metres, 0 = not measured

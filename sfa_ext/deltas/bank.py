@@ -146,7 +146,7 @@ class TaskBank:
     def predict(self, name: str, image: np.ndarray | Tensor, *, stay: bool = False) -> dict[str, Tensor]:
         """What the task's head predicts for an image, uint8 [H, W, 3] of any size, at that size and with batch 1.
 
-        "semantic" are scores [1, C, H, W]; a task may add others. Raises as `task`, and ValueError for a task without
+        As `sfa_ext.tasks` says, in batches of one. Raises as `task`, and ValueError for a task without
         a head or another kind of image.
         """
         pixels = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image)

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfa_ext import tasks
 from sfa_ext.files import write_text
 from sfa_ext.report import plots
 from sfa_ext.report.run import selected_by_weight, task_meta
+from sfa_ext.tasks.figures import Figure
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Result:
     share: float
     seconds: float
     figures: Mapping[str, float]
+    task: str
     folder: Path
 
 
@@ -27,44 +30,56 @@ def read(folder: Path) -> Result:
     """What a finished run says of itself, on its test split where it has one, else on val."""
     meta = task_meta(folder)
     figures = meta["results"].get("test") or meta["results"]["val"]
-    return Result(meta["recipe"]["seed"], meta["parameters"]["share"], meta["seconds"], figures, folder)
+    return Result(
+        meta["recipe"]["seed"], meta["parameters"]["share"], meta["seconds"], figures, meta["head"]["name"], folder
+    )
 
 
 def table(groups: Mapping[str, Sequence[Result]], baseline: str = "frozen") -> list[str]:
     """Markdown lines: mean over seeds (and standard deviation), and the paired difference to `baseline`."""
     seeds = max(len(g) for g in groups.values())
-    lines = [
-        f"| method | trainable, % | mIoU, % | mIoU of objects, % | difference to {baseline} | seconds |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    figures = shown_figures([r for g in groups.values() for r in g])
+    headings = ["method", "trainable, %", *(f.heading for f in figures), f"difference to {baseline}", "seconds"]
+    lines = [f"| {' | '.join(headings)} |", f"| {' | '.join(['---'] * len(headings))} |"]
     for method, group in groups.items():
         cells = [
             method,
             f"{100 * group[0].share:.1f}",
-            _mean(100 * r.figures["miou"] for r in group),
-            _mean(100 * r.figures["miou_objects"] for r in group if "miou_objects" in r.figures),
-            "" if method == baseline else _paired(group, groups.get(baseline, [])),
+            *(_mean(f, [r.figures[f.name] for r in group if f.name in r.figures]) for f in figures),
+            "" if method == baseline else _paired(figures[0], group, groups.get(baseline, [])),
             f"{statistics.mean(r.seconds for r in group):.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"Mean over {seeds} paired seeds ± standard deviation." if seeds > 1 else "One seed."]
 
 
-def _mean(values) -> str:
-    values = list(values)
+def shown_figures(results: Sequence[Result]) -> list[Figure]:
+    """The figures of the results' task that any of them has, its headline first.
+
+    Raises ValueError for results of several tasks, whose figures do not compare.
+    """
+    names = sorted({r.task for r in results})
+    if len({tasks.figures(n) for n in names}) > 1:
+        raise ValueError(f"runs of the tasks {', '.join(names)} do not compare; give runs of one task")
+    return [f for f in tasks.figures(names[0]) if any(f.name in r.figures for r in results)]
+
+
+def scores(figure: Figure, group: Sequence[Result]) -> list[float]:
+    """The figure of each run, in the unit of its heading."""
+    return [figure.shown(r.figures[figure.name]) for r in group]
+
+
+def _mean(figure: Figure, values: Sequence[float], sign: str = "") -> str:
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    values = [figure.shown(v) for v in values]
+    spread = f" ± {statistics.stdev(values):.{figure.digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.{figure.digits}f}{spread}"
 
 
-def _paired(group: Sequence[Result], baseline: Sequence[Result]) -> str:
-    start = {r.seed: r.figures["miou"] for r in baseline}
-    gaps = [100 * (r.figures["miou"] - start[r.seed]) for r in group if r.seed in start]
-    if not gaps:
-        return ""
-    spread = f" ± {statistics.stdev(gaps):.1f}" if len(gaps) > 1 else ""
-    return f"{statistics.mean(gaps):+.1f}{spread}"
+def _paired(figure: Figure, group: Sequence[Result], baseline: Sequence[Result]) -> str:
+    start = {r.seed: r.figures[figure.name] for r in baseline}
+    return _mean(figure, [r.figures[figure.name] - start[r.seed] for r in group if r.seed in start], "+")
 
 
 def write(folder: Path, runs: Mapping[str, Sequence[Path]], title: str, extra: Sequence[str] = ()) -> Path:
@@ -74,8 +89,9 @@ def write(folder: Path, runs: Mapping[str, Sequence[Path]], title: str, extra: S
     """
     groups = {method: [read(run) for run in found] for method, found in runs.items()}
     recipe = task_meta(next(iter(groups.values()))[0].folder)["recipe"]
-    points = {m: (g[0].share, [100 * r.figures["miou"] for r in g]) for m, g in groups.items()}
-    plots.trade_off(points, folder / "trade-off.png")
+    headline = shown_figures([r for g in groups.values() for r in g])[0]
+    points = {m: (g[0].share, scores(headline, g)) for m, g in groups.items()}
+    plots.trade_off(points, folder / "trade-off.png", headline.heading)
     optim = recipe["optim"]
     text = [
         f"# {title}",
@@ -84,7 +100,7 @@ def write(folder: Path, runs: Mapping[str, Sequence[Path]], title: str, extra: S
         "",
         *table(groups),
         "",
-        "![mIoU against the share of trainable weights](trade-off.png)",
+        f"![{headline.title} against the share of trainable weights](trade-off.png)",
         "",
         *extra,
     ]

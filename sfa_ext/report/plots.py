@@ -12,28 +12,31 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
+from sfa_ext.tasks.figures import Figure  # noqa: E402
+
 _BLOCK = re.compile(r"(?:layers\.(\d+)\.)?blocks\.(\d+)\.(.+)")
 
 
-def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Training loss and evaluated mIoU over the steps."""
+def curves(lines: Sequence[Mapping[str, Any]], path: Path, headline: Figure) -> None:
+    """Training loss and the evaluated headline over the steps."""
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
     train = [line for line in lines if line["kind"] == "train"]
     axis.plot([t["step"] for t in train], [t["loss"] for t in train], color="tab:grey", label="training loss")
     axis.set_xlabel("step")
     axis.set_ylabel("loss")
-    evaluated = [line for line in lines if line["kind"] == "val" and "miou" in line]
+    evaluated = [line for line in lines if line["kind"] == "val" and headline.name in line]
     if evaluated:
         right = axis.twinx()
-        right.plot([v["step"] for v in evaluated], [100 * v["miou"] for v in evaluated], "o-", color="tab:blue")
-        right.set_ylabel("validation mIoU, %", color="tab:blue")
+        values = [headline.shown(v[headline.name]) for v in evaluated]
+        right.plot([v["step"] for v in evaluated], values, "o-", color="tab:blue")
+        right.set_ylabel(f"validation {headline.heading}", color="tab:blue")
     _save(figure, path)
 
 
-def trade_off(points: Mapping[str, tuple[float, Sequence[float]]], path: Path, label: str = "mIoU, %") -> None:
+def trade_off(points: Mapping[str, tuple[float, Sequence[float]]], path: Path, label: str) -> None:
     """Score against trainable share (Figure 1 of the paper).
 
-    points: method -> (share of trainable weights in 0..1, scores in %, one a seed).
+    points: method -> (share of trainable weights in 0..1, scores in the unit of `label`, one a seed).
     """
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, (share, scores) in points.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sfa_ext import deltas
+from sfa_ext import deltas, tasks
 from sfa_ext.files import write_text
 from sfa_ext.report import plots
 
@@ -44,8 +44,9 @@ def write(folder: str | Path) -> Path:
     for split, figures in meta["results"].items():
         text += [f"## {split}", "", "| figure | value |", "| --- | --- |"]
         text += [f"| {name} | {value:.4f} |" for name, value in figures.items() if name != "at"] + [""]
-    plots.curves(lines, folder / "curves.png")
-    text += ["![loss and mIoU](curves.png)", ""]
+    headline = tasks.figures(meta["head"]["name"])[0]
+    plots.curves(lines, folder / "curves.png", headline)
+    text += [f"![loss and {headline.title}](curves.png)", ""]
     if selected := selected_by_weight(folder):
         plots.selection({recipe["method"]["name"]: selected}, folder / "selection.png")
         text += ["![share of selected weights by layer](selection.png)", ""]

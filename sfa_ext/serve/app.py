@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from flask import Flask, Response, current_app, jsonify, request
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound, RequestEntityTooLarge, UnprocessableEntity
 
 from sfa_ext.deltas import TaskBank
 from sfa_ext.tasks.inference import labels
-from sfa_ext.tasks.overlay import overlay
+from sfa_ext.tasks.pictures import draw
 
 LARGEST_PICTURE = 40_000_000  # pixels that are decoded at all
 SIDE = 1024  # longer pictures are made smaller before they are looked at
@@ -66,22 +68,29 @@ def _predict() -> Response:
     started = time.perf_counter()
     with torch.inference_mode(), bank.task(name, stay=True):
         ready = time.perf_counter()
-        found = labels(bank.predict(name, picture, stay=True))
+        found = bank.predict(name, picture, stay=True)
         done = time.perf_counter()
     meta = bank.meta(name)
     names, palette = meta["classes"], meta["palette"]
     drawn = io.BytesIO()
-    overlay(picture, found, names, palette).save(drawn, "PNG")
-    counts = np.bincount(found.ravel(), minlength=len(names))
-    shares = {names[c]: float(counts[c] / found.size) for c in np.argsort(-counts, kind="stable") if counts[c]}
+    draw(picture, found, names, palette).save(drawn, "PNG")
     return jsonify(
         task=name,
-        size=list(found.shape),
-        shares=shares,
+        size=list(picture.shape[:2]),
+        shares=_shares(found, names),
         milliseconds={"switch": 1e3 * (ready - started), "forward": 1e3 * (done - ready)},
         memory=_memory(bank),
         overlay="data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode(),
     )
+
+
+def _shares(prediction: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, float]:
+    """Share of the picture that each class covers, the largest first; empty where the task finds no classes."""
+    if "semantic" not in prediction:
+        return {}
+    found = labels(prediction)
+    counts = np.bincount(found.ravel(), minlength=len(names))
+    return {names[c]: float(counts[c] / found.size) for c in np.argsort(-counts, kind="stable") if counts[c]}
 
 
 def read_picture(stream: IO[bytes]) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 A task is an nn.Module built over maps at strides 4, 8, 16 and 32 that offers
     loss(maps, batch) -> (scalar loss, dict of detached scalars for the log)
-    predict(maps, size) -> dict of tensors, among them "semantic" [B, C, H, W] at the asked size
+    predict(maps, size) -> dict of tensors at the asked size: "semantic" scores [B, C, H, W], "depth" [B, H, W] in m
     metrics() -> an object with update(prediction, batch) and compute() -> dict[str, float]
-and knows neither the backbone nor the method that adapts it.
+    figures -> the figures of its metric that tables show, of its class; the first is its headline, which runs are
+        compared and chosen by
+and knows neither the backbone nor the method that adapts it. `sfa_ext.data` says what a batch holds. A task that can do
+without classes has needs_classes = False.
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ from typing import Any
 
 from torch import nn
 
+from .figures import Figure
+
 PYRAMID_WIDTH = 256  # channels of each map of a feature pyramid, at most (ViTDet)
 
 # name: (module, settings class, task class); modules load only when their task is asked for.
 _TASKS = {
+    "depth": ("depth", "DepthSettings", "DepthTask"),
     "fpn": ("fpn", "FpnSettings", "FpnTask"),
     "mask2former": ("segmentation", "Mask2FormerSettings", "SemanticSegmentation"),
     "pretrain": ("dense", "PretrainSettings", "PretrainTask"),
@@ -29,6 +35,15 @@ _TASKS = {
 def names() -> tuple[str, ...]:
     """The names that `build` knows."""
     return tuple(sorted(_TASKS))
+
+
+def figures(name: str) -> tuple[Figure, ...]:
+    """The figures that tables show of the task called `name`; the first is its headline.
+
+    Raises:
+        ValueError: no task has that name.
+    """
+    return _task_class(name).figures
 
 
 def settings_class(name: str) -> type:
@@ -86,19 +101,26 @@ def build(
     kind = settings_class(name)
     if len(channels) not in (1, 4):
         raise ValueError(f"channels must name one map, or four at strides 4, 8, 16, 32, got {tuple(channels)}")
-    if not 1 <= len(class_names) <= 255:
-        raise ValueError(f"class_names must name 1 to 255 classes (label 255 is ignored), got {len(class_names)}")
+    make = _task_class(name)
+    fewest = 1 if getattr(make, "needs_classes", True) else 0
+    if not fewest <= len(class_names) <= 255:
+        raise ValueError(
+            f"class_names must name {fewest} to 255 classes (label 255 is ignored), got {len(class_names)}"
+        )
     if values is None or isinstance(values, Mapping):
         values = settings(name, values)
     elif not isinstance(values, kind):
         raise ValueError(f"settings of task '{name}' must be a {kind.__name__} or a mapping, got {type(values)}")
-    make = getattr(_module(name), _TASKS[name][2])
     if len(channels) == 4:
         return make(values, channels, class_names, object_classes)
     from .pyramid import OverPyramid
 
     width = min(channels[0], PYRAMID_WIDTH)
     return OverPyramid(channels[0], width, make(values, [width] * 4, class_names, object_classes))
+
+
+def _task_class(name: str) -> Any:
+    return getattr(_module(name), _TASKS[name][2])
 
 
 def _module(name: str):

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .depth_metrics import measured
+from .figures import Figure
 from .fpn import FpnSettings, FpnTask, pixel_cross_entropy, resized
-from .metrics import RunningMean, SegmentationMetric
+from .metrics import SEGMENTATION_FIGURES, RunningMean, SegmentationMetric
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class PretrainTask(FpnTask):
     batch: "semantic" int64 [B, H, W], 255 = ignore; with depth "depth" float [B, H, W] or [B, 1, H, W] in metres,
     entries that are not above zero and finite are ignored; with image_classes "label" int64 [B], negative = unlabelled.
     """
+
+    figures = (*SEGMENTATION_FIGURES, Figure("depth_rmse", "depth RMSE", "m", higher=False))
 
     def __init__(
         self,
@@ -118,7 +122,7 @@ class PretrainMetric:
         self.pixels.update(prediction, batch)
         if "depth" in prediction:
             truth = _depth_of(batch).to(prediction["depth"].device)
-            valid = _measured(truth)
+            valid = measured(truth)
             self.squared_error.add((prediction["depth"][valid] - truth[valid]).square())
         if "label" in prediction:
             guess = prediction["label"].argmax(1)
@@ -148,12 +152,8 @@ def _depth_of(batch: Mapping[str, Tensor]) -> Tensor:
     return depth[:, 0] if depth.dim() == 4 else depth
 
 
-def _measured(depth: Tensor) -> Tensor:
-    return (depth > 0) & depth.isfinite()
-
-
 def _log_depth_l1(log_depth: Tensor, truth: Tensor) -> Tensor:
-    valid = _measured(truth)
+    valid = measured(truth)
     # The log is taken of a harmless 1 where nothing was measured, so that no inf or NaN meets the mask.
     error = (log_depth - torch.where(valid, truth, 1.0).float().log()).abs()
     return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)

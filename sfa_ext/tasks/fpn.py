@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .metrics import IGNORE, SegmentationMetric
+from .metrics import IGNORE, SEGMENTATION_FIGURES, SegmentationMetric
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class FpnTask(nn.Module):
 
     batch: "semantic" int64 [B, H, W], 255 = ignore.
     """
+
+    figures = SEGMENTATION_FIGURES
 
     def __init__(
         self,

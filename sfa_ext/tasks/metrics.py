@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, distributed
 
+from .figures import Figure
+
 IGNORE = 255
 """Label of a pixel that neither trains nor counts."""
 
@@ -24,6 +26,10 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     if distributed.is_available() and distributed.is_initialized():
         return sum_over_ranks(value) / distributed.get_world_size()
     return value
+
+
+SEGMENTATION_FIGURES = (Figure("miou", "mIoU"), Figure("miou_objects", "mIoU of objects"))
+"""What tables show of SegmentationMetric."""
 
 
 class SegmentationMetric:

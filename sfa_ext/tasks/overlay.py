@@ -10,6 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 SMALLEST_SIDE = 384  # smaller images are enlarged by whole factors, so that outlines and legend can be read
 
 
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """A picture [H, W, ...], repeated by a whole factor where its shorter side is below SMALLEST_SIDE."""
+    factor = max(1, -(-SMALLEST_SIDE // min(picture.shape[:2])))
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
 def colour(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
     """uint8 [H, W, 3] for labels [H, W]; 255 and other labels outside the palette are black."""
     table = np.zeros((256, 3), np.uint8)
@@ -25,9 +31,7 @@ def overlay(
     strength: float = 0.65,
 ) -> Image.Image:
     """The image [H, W, 3] beside itself under coloured classes with dark outlines, and a legend of those present."""
-    factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
-    image = image.repeat(factor, 0).repeat(factor, 1)
-    labels = labels.repeat(factor, 0).repeat(factor, 1)
+    image, labels = enlarged(image), enlarged(labels)
     pair = np.concatenate([image, blend(image, labels, palette, strength)], 1)
     present = [c for c in np.unique(labels) if c < len(names)]
     present.sort(key=lambda c: -(labels == c).sum())

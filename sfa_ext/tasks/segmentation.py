@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .mask2former import Mask2FormerHead, Mask2FormerSettings
 from .mask_loss import MaskClassificationLoss
-from .metrics import SegmentationMetric
+from .metrics import SEGMENTATION_FIGURES, SegmentationMetric
 
 _CHUNK = 2**24  # pixels of upsampled mask logits held at once in inference: 64 MiB of float32
 
@@ -26,6 +26,8 @@ class SemanticSegmentation(nn.Module):
 
     batch: "semantic" int64 [B, H, W], 255 = ignore.
     """
+
+    figures = SEGMENTATION_FIGURES
 
     def __init__(
         self,

@@ -44,7 +44,18 @@ def evaluate_run(folder: str | Path, split: str = "val", device: str = "auto") -
 
 
 def table(figures: dict[str, float]) -> str:
-    """Overall figures, then one line a class."""
+    """Overall figures, then one line a class, where the task has figures by class ("KIND/CLASS", fractions)."""
     whole = [f"{name:<16} {value:.4f}" for name, value in figures.items() if "/" not in name]
-    classes = [f"{name.removeprefix('iou/'):<24} {100 * value:6.2f}" for name, value in figures.items() if "/" in name]
-    return "\n".join([*whole, "", f"{'class':<24} IoU, %", *classes])
+    kinds: dict[str, None] = {}
+    classes: dict[str, dict[str, float]] = {}
+    for kind, name, value in ((*name.split("/", 1), value) for name, value in figures.items() if "/" in name):
+        kinds[kind] = None
+        classes.setdefault(name, {})[kind] = value
+    if not classes:
+        return "\n".join(whole)
+    heading = f"{'class, %':<24}" + "".join(f"{kind:>10}" for kind in kinds)
+    rows = (
+        f"{name:<24}" + "".join(f"{100 * row[k]:10.2f}" if k in row else f"{'-':>10}" for k in kinds)
+        for name, row in classes.items()
+    )
+    return "\n".join([*whole, "", heading, *rows])

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from sfa_ext import data, deltas
+from sfa_ext import data, deltas, tasks
 from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
 from sfa_ext.files import write_text
@@ -172,8 +172,8 @@ class Fit:
         figures = evaluate(self.model, dataset, self.device, self.recipe.optim.batch, self.recipe.optim.precision)
         self.results[split] = figures
         log.write(split, self.step, figures)
-        if "miou" in figures:
-            log.show(mIoU=f"{figures['miou']:.3f}")
+        headline = tasks.figures(self.recipe.task.name)[0]
+        log.show(**{headline.title: headline.text(figures[headline.name])})
 
     def _finish(self, log: Log) -> None:
         """The last evaluations, the task file and the last checkpoint; nothing where all of it is there."""

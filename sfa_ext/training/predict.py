@@ -1,4 +1,4 @@
-"""Label maps for image files, drawn so that a person can judge them."""
+"""Predictions for image files, drawn so that a person can judge them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from sfa_ext.data.augment import normalise
 from sfa_ext.tasks import inference
-from sfa_ext.tasks.overlay import overlay
+from sfa_ext.tasks.pictures import draw
 from sfa_ext.training.model import Model
 
 
 def predict_files(model: Model, images: Sequence[str | Path], folder: str | Path) -> Iterator[tuple[Path, Path]]:
-    """Writes an overlay PNG for each image file into `folder`; yields (image, overlay) as they are done.
+    """Writes a PNG of what the task finds in each image file into `folder`; yields (image, PNG) as they are done.
 
     All files are looked at first: a missing or unreadable one raises ValueError before anything is written.
     """
@@ -27,7 +28,7 @@ def predict_files(model: Model, images: Sequence[str | Path], folder: str | Path
     folder.mkdir(parents=True, exist_ok=True)
     for target, path in zip(_names(paths, folder), paths, strict=True):
         image = read_image(path)
-        overlay(image, label_map(model, image), model.classes.names, model.classes.palette).save(target)
+        draw(image, predict(model, image), model.classes.names, model.classes.palette).save(target)
         yield path, target
 
 
@@ -42,17 +43,22 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError(f"image {path}: cannot be read, it is truncated or no image ({error})") from error
 
 
-@torch.no_grad()
 def label_map(model: Model, image: np.ndarray) -> np.ndarray:
     """Class of each pixel, uint8 [H, W], for an image uint8 [H, W, 3] of any size."""
+    return inference.labels(predict(model, image))
+
+
+@torch.no_grad()
+def predict(model: Model, image: np.ndarray) -> dict[str, Tensor]:
+    """The task's prediction for an image uint8 [H, W, 3] of any size, as a batch of one."""
     device = next(model.task.parameters()).device
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     model.train(False)
-    return inference.labels(model.predict(normalise(tensor)[None].to(device)))
+    return model.predict(normalise(tensor)[None].to(device))
 
 
 def _names(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """One overlay name a picture; pictures of the same name in different folders are numbered."""
+    """One name a picture; pictures of the same name in different folders are numbered."""
     seen: dict[str, int] = {}
     names = []
     for path in paths:

@@ -10,7 +10,7 @@ from sfa_ext import tasks
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="unknown task 'segment'; known: fpn, mask2former, pretrain"):
+    with pytest.raises(ValueError, match="unknown task 'segment'; known: depth, fpn, mask2former, pretrain"):
         tasks.build("segment", None, CHANNELS, CLASSES)
     with pytest.raises(ValueError, match="unknown setting querys of task 'mask2former'; known: size, .*queries"):
         tasks.build("mask2former", {"querys": 3}, CHANNELS, CLASSES)
@@ -30,6 +30,11 @@ def test_unknown_names_list_the_known_ones():
         ("mask2former", {"oversample": 0.5}, "oversample .* got 0.5"),
         ("mask2former", {"mask_weight": -1.0}, "mask_weight .* got -1"),
         ("fpn", {"width": 20}, "width .* got 20"),
+        ("depth", {"max_depth": 0.0}, "max_depth .* got 0.001 and 0.0"),
+        ("depth", {"crop": "middle"}, "crop must be one of none, nyu, eigen, garg, got 'middle'"),
+        ("depth", {"variance": 1.5}, "variance .* got 1.5"),
+        ("depth", {"kernel": 3}, "kernel must be 2 or 4, got 3"),
+        ("depth", {"subpixel": 0}, "subpixel .* got 0"),
         ("pretrain", {"width": 20}, "width .* got 20"),
         ("pretrain", {"depth_weight": -0.5}, "depth_weight -0.5"),
         ("pretrain", {"label_smoothing": 1.0}, "label_smoothing .* got 1.0"),
@@ -53,6 +58,14 @@ def test_sizes_are_starting_points_that_values_override():
     small = tasks.settings("mask2former", {"size": "small", "queries": 7})
     assert small.hidden < paper.hidden and small.queries == 7
     assert tasks.settings("mask2former", dataclasses.asdict(small)) == small
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_task_names_its_figures(name):
+    built = tasks.build(name, None, CHANNELS, CLASSES)
+    headline = tasks.figures(name)[0]
+    assert headline.best({"low": 1.0, "high": 2.0}) == ("high" if headline.higher else "low")
+    assert built.figures == tasks.figures(name) and headline.text(0.5) in ("50.0 %", "0.500 m")
 
 
 @pytest.mark.parametrize("name", tasks.names())
