@@ -168,7 +168,10 @@ def test_samples_with_different_keys_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scales": (1, 2)}, "unknown augmentation setting 'scales'; the known ones are scale, flip, jitter"),
+        (
+            {"scales": (1, 2)},
+            "unknown augmentation setting 'scales'; the known ones are scale, flip, jitter, photometric",
+        ),
         ({"scale": (2, 1)}, r"scale must be two zooms.*got \(2, 1\)"),
         ({"scale": 1.5}, r"scale must be two zooms.*got 1.5"),
         ({"flip": 2}, "flip must be a probability between 0 and 1; got 2"),
