@@ -30,6 +30,11 @@ from sfa_ext.data.errors import DataError
 # Name -> module and class; a module is imported when its data set is asked for.
 DATASETS: dict[str, tuple[str, str]] = {
     "ade20k": ("sfa_ext.data.ade20k", "ADE20K"),
+    "cityscapes": ("sfa_ext.data.cityscapes", "Cityscapes"),
+    "coco": ("sfa_ext.data.coco", "COCO"),
+    "kitti": ("sfa_ext.data.kitti", "KITTI"),
+    "nyuv2": ("sfa_ext.data.nyuv2", "NYUv2"),
+    "nyuv2-folders": ("sfa_ext.data.nyuv2", "NYUv2Folders"),
     "scenes": ("sfa_ext.data.scenes", "Scenes"),
 }
 # These need torchvision; processes that only render scenes must not load it.
@@ -46,16 +51,30 @@ __all__ = ["DATASETS", "DataError", "build", *_LAZY]
 
 
 def build(name: str, **settings: Any) -> Any:
-    """The data set called `name`, made with its own settings.
+    """The data set called `name`, made with its own settings, after a look at whether all of its files are there.
 
     Raises:
         ValueError: an unknown name or setting; the message lists the known ones.
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or a file is missing.
     """
+    from sfa_ext.data.folders import require_files
+
+    dataset = construct(name, **settings)
+    require_files(dataset)
+    return dataset
+
+
+def dataset_class(name: str) -> type:
+    """The class of the data set called `name`. Raises ValueError for an unknown one, listing the known ones."""
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(sorted(DATASETS))}")
     module, attribute = DATASETS[name]
-    dataset = getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(module), attribute)
+
+
+def construct(name: str, **settings: Any) -> Any:
+    """As `build`, but files may be missing."""
+    dataset = dataset_class(name)
     known = inspect.signature(dataset).parameters
     for setting in settings:
         if setting not in known:

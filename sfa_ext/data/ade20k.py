@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import colorsys
-import operator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from sfa_ext.data.errors import DataError
+from sfa_ext.data.folders import FolderDataset, check_split, find_root, stems
+from sfa_ext.data.pixels import read_image, read_labels
 
 _FOLDERS = {"train": "training", "val": "validation"}
 _CLASSES = 150
-_IGNORE = 255
 _NAMES = (
     "wall; building; sky; floor; tree; ceiling; road; bed; windowpane; grass; cabinet; sidewalk; person; earth; door; "
     "table; mountain; plant; curtain; chair; car; water; painting; sofa; shelf; house; sea; mirror; rug; field; "
@@ -39,7 +37,7 @@ _STUFF = {
 }  # fmt: skip
 
 
-class ADE20K(Dataset):
+class ADE20K(FolderDataset):
     """ADE20K's 20210 training or 2000 validation images with 150 classes.
 
     Reads images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, whose label 0 (other) becomes
@@ -53,91 +51,38 @@ class ADE20K(Dataset):
 
     Raises:
         ValueError: an unknown split.
-        DataError: a folder that is missing or empty, an image without labels or labels without an image; when a sample
-            is read: a file that is truncated or no image, labels of another size than their image or out of range.
+        DataError: a folder that is missing or empty; when a sample is read: a file that is missing, truncated or no
+            image, labels of another size than their image or out of range.
     """
 
-    object_classes: tuple[int, ...] = tuple(c for c in range(_CLASSES) if c not in _STUFF)
+    marks = ("images/training", "images/validation", "annotations/training", "annotations/validation")
+    splits = tuple(_FOLDERS)
+    object_classes = tuple(c for c in range(_CLASSES) if c not in _STUFF)
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
-        if split not in _FOLDERS:
-            raise ValueError(
-                f"split must be one of {', '.join(_FOLDERS)} (the test labels are not public); got {split!r}"
-            )
-        self.root = _find_root(Path(root).expanduser())
+        check_split(split, self.splits, " (the test labels are not public)")
+        self.root = find_root(root, ("images", "annotations"), "ADEChallengeData2016")
         self._images = self.root / "images" / _FOLDERS[split]
         self._labels = self.root / "annotations" / _FOLDERS[split]
-        self.names = _paired(_stems(self._images, ".jpg"), _stems(self._labels, ".png"), self._images, self._labels)
+        self.names = sorted(stems(self._images, ".jpg") | stems(self._labels, ".png"))
         self.class_names = _class_names(self.root / "objectInfo150.txt")
         self.palette = _palette()
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        name = self.names[operator.index(index)]
-        image_file, label_file = self._images / f"{name}.jpg", self._labels / f"{name}.png"
-        image = _decode(image_file, "RGB")
-        labels = _decode(label_file, "L")
-        if labels.shape != image.shape[:2]:
-            raise DataError(
-                f"{label_file}: is {_size(labels)} pixels but its image {image_file.name} is {_size(image)}; "
-                "unpack the data set again"
-            )
+    def files(self, index: int) -> tuple[Path, Path]:
+        return self._images / f"{self.names[index]}.jpg", self._labels / f"{self.names[index]}.png"
+
+    def _read(self, index: int) -> dict[str, Any]:
+        image_file, label_file = self.files(index)
+        image = read_image(image_file)
+        labels = read_labels(label_file, image, image_file)
         if labels.max() > _CLASSES:
             raise DataError(f"{label_file}: holds label {labels.max()}, the largest of SceneParse150 is {_CLASSES}")
-        # In uint8, 0 - 1 is 255.
-        labels = labels - np.uint8(1)
-        return {
-            "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous()),
-            "semantic": tv_tensors.Mask(torch.from_numpy(labels)),
-            "name": name,
-        }
-
-
-def _find_root(root: Path) -> Path:
-    for candidate in (root, root / "ADEChallengeData2016"):
-        if (candidate / "images").is_dir() and (candidate / "annotations").is_dir():
-            return candidate
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; root must be the unpacked ADEChallengeData2016")
-    raise DataError(f"{root}: holds no images and annotations; root must be the unpacked ADEChallengeData2016")
-
-
-def _stems(folder: Path, suffix: str) -> set[str]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; unpack the data set again")
-    stems = {file.stem for file in folder.iterdir() if file.suffix == suffix}
-    if not stems:
-        raise DataError(f"{folder}: holds no {suffix} files; unpack the data set again")
-    return stems
-
-
-def _paired(images: set[str], labels: set[str], image_folder: Path, label_folder: Path) -> list[str]:
-    for lonely, folder, suffix in ((images - labels, label_folder, ".png"), (labels - images, image_folder, ".jpg")):
-        if lonely:
-            more = f" (and {len(lonely) - 1} more)" if len(lonely) > 1 else ""
-            raise DataError(f"{folder / (min(lonely) + suffix)}: is missing{more}; unpack the data set again")
-    return sorted(images)
-
-
-def _decode(path: Path, mode: str) -> np.ndarray:
-    """uint8 [H, W, 3] for mode "RGB", [H, W] for "L"; labels are never converted from another mode."""
-    try:
-        with Image.open(path) as file:
-            if mode == "L" and file.mode not in ("L", "P"):
-                raise DataError(f"{path}: must hold one byte a pixel, got mode {file.mode}")
-            return np.array(file if mode == "L" else file.convert(mode))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; unpack the data set again") from None
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read, it is truncated or no image ({error})") from error
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"
+        # In uint8, 0 - 1 is 255, the label of what is ignored.
+        semantic = tv_tensors.Mask(torch.from_numpy(labels - np.uint8(1)))
+        return {"image": image, "semantic": semantic, "name": self.names[index]}
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def test_an_empty_or_missing_folder_is_named(root):
 def test_half_a_pair_is_named(root, gone):
     (root / gone).unlink()
     with pytest.raises(data.DataError, match=f"{gone}: is missing"):
-        ADE20K(root)
+        data.build("ade20k", root=root)
 
 
 @pytest.mark.parametrize(
