@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     env = _command(commands, "env", _env, "versions, instruction sets, backends, and what is missing")
     env.add_argument("--json", action="store_true", help="print JSON")
 
+    _data_commands(commands)
     _delta_commands(commands)
     _selection_commands(commands)
 
@@ -105,6 +106,21 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--limit", type=float, default=20, metavar="MB", help="largest upload (default: %(default)s)")
     serve.add_argument("--device", default="auto")
     return parser
+
+
+def _data_commands(commands) -> None:
+    parts = commands.add_parser("data", help="data sets in folders: check").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    check = _command(parts, "check", _check, "read every file of a data set; status 2 where one is missing or broken")
+    check.add_argument("folder", metavar="DIR", help="folder of the data set")
+    check.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings of the reader, for example year=2014"
+    )
+    check.add_argument("--format", default="auto", help="ade20k, cityscapes, coco, ... (default: told by the folder)")
+    check.add_argument("--split", nargs="+", metavar="NAME", default=[], help="splits to look at (default: all)")
+    check.add_argument("--workers", type=int, default=0, help="processes that read (default: this one)")
+    check.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _delta_commands(commands) -> None:
@@ -192,6 +208,22 @@ def _eval(options: argparse.Namespace) -> None:
 
     figures = evaluate.evaluate_run(options.folder, options.split, options.device)
     print(json.dumps(figures) if options.json else evaluate.table(figures))
+
+
+def _check(options: argparse.Namespace) -> None:
+    import yaml
+
+    from sfa_ext.data import check
+
+    pairs = (setting.split("=", 1) for setting in options.overrides if "=" in setting)
+    settings = {name: yaml.safe_load(value) for name, value in pairs}
+    if len(settings) != len(options.overrides):
+        raise ValueError(f"settings must be written key=value; got {' '.join(options.overrides)}")
+    report = check.check(options.folder, options.format, options.split, settings, options.workers, quiet=False)
+    print(json.dumps(report) if options.json else check.render(report))
+    if not report["ok"]:
+        problems = sum(len(split["problems"]) for split in report["splits"].values())
+        raise ValueError(f"{options.folder}: {problems} missing or broken, named above; repair them before training")
 
 
 def _predict(options: argparse.Namespace) -> None:

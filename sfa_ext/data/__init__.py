@@ -16,7 +16,8 @@ A data set is a torch Dataset with `class_names` (a tuple of str, empty where th
 of which it has those that its annotations give; boxes, labels and masks come together. Transforms keep all of them in
 step with the image. In a batch (`loading.collate`) "image" (float32, normalised), "semantic" (int64) and "depth" are
 tensors, padded on the right and below to the largest image; "label" is a tensor, everything else a list with one entry
-an image. The masks of an image have its own size, before padding.
+an image. The masks of an image have its own size, before padding. The loaders add "unreadable" (dict) where samples
+could not be read, which `Unreadable` takes out again.
 """
 
 from __future__ import annotations

@@ -55,13 +55,14 @@ class ADE20K(FolderDataset):
             image, labels of another size than their image or out of range.
     """
 
+    folder = "ADEChallengeData2016"
     marks = ("images/training", "images/validation", "annotations/training", "annotations/validation")
     splits = tuple(_FOLDERS)
     object_classes = tuple(c for c in range(_CLASSES) if c not in _STUFF)
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
         check_split(split, self.splits, " (the test labels are not public)")
-        self.root = find_root(root, ("images", "annotations"), "ADEChallengeData2016")
+        self.root = find_root(root, ("images", "annotations"), self.folder)
         self._images = self.root / "images" / _FOLDERS[split]
         self._labels = self.root / "annotations" / _FOLDERS[split]
         self.names = sorted(stems(self._images, ".jpg") | stems(self._labels, ".png"))

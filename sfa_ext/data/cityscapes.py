@@ -65,6 +65,7 @@ class Cityscapes(FolderDataset):
             image, labels of another size than their image, or ids that Cityscapes does not have.
     """
 
+    folder = "cityscapes"
     marks = ("leftImg8bit", "gtFine")
     splits = ("train", "val")
     class_names = tuple(name for name, _, _ in _CLASSES)
@@ -72,7 +73,7 @@ class Cityscapes(FolderDataset):
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
         check_split(split, self.splits, " (the test labels are not public)")
-        self.root = find_root(root, ("leftImg8bit", "gtFine"), "cityscapes")
+        self.root = find_root(root, ("leftImg8bit", "gtFine"), self.folder)
         self._images, self._labels = (self.root / kind / split for kind in ("leftImg8bit", "gtFine"))
         self._frames = sorted(_frames(self._images, _IMAGE) | _frames(self._labels, _LABELS))
         self.palette = torch.tensor([colour for _, _, colour in _CLASSES], dtype=torch.uint8)

@@ -43,6 +43,7 @@ class COCO(FolderDataset):
             drawn.
     """
 
+    folder = "coco"
     marks = ("annotations/instances_*.json",)
     splits = ("train", "val")
 
@@ -50,7 +51,7 @@ class COCO(FolderDataset):
         self, root: str | Path, split: str = "train", year: str | int = 2017, skip_empty: bool = False
     ) -> None:
         check_split(split, self.splits, " (the test annotations are not public)")
-        self.root = find_root(root, ("annotations",), "coco")
+        self.root = find_root(root, ("annotations",), self.folder)
         self._images = self.root / f"{split}{year}"
         self._file = self.root / "annotations" / f"instances_{split}{year}.json"
         whole = _read_instances(self._file)

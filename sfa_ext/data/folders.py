@@ -17,12 +17,14 @@ from sfa_ext.data.errors import DataError
 class FolderDataset(Dataset):
     """A data set of files, of which each sample knows its own. Says nothing about whether they are there.
 
-    A subclass sets `root`, `splits` (values of its setting "split"), `marks` (glob patterns in its root: where one of
-    them finds something, the folder is one of this format), and has `files` and `_read`.
+    A subclass sets `root`, `splits` (values of its setting "split"), `folder` (what the data set's folder is called, if
+    it has a name) and `marks` (glob patterns: where one of them finds something, the folder is one of this format), and
+    has `files` and `_read`.
     """
 
     root: Path
     splits: tuple[str, ...]
+    folder: str = ""
     marks: tuple[str, ...]
     class_names: tuple[str, ...] = ()
     object_classes: tuple[int, ...] = ()

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sfa_ext.data.augment import IGNORE, Sample, eval_transform
+from sfa_ext.data.errors import DataError
 
 Batch = dict[str, Any]
 # Padding of samples that are smaller than the largest of their batch. In a normalised image 0 is the mean colour.
 _PADDING = {"image": 0.0, "semantic": IGNORE, "depth": 0.0}
+_ATTEMPTS = 100  # samples tried in place of one that cannot be read
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -55,6 +57,9 @@ class StepBatches(Dataset):
     The data set is read in one random order after another, batches running across their borders. Sample number p of the
     run (p = t * batch_size + its place in the batch) is augmented with random numbers drawn from (augment_seed, p), so
     the two streams are independent of each other and of everything else in the process.
+
+    A sample that raises DataError is replaced by another one, drawn from (order_seed, p) too. The batch then has an
+    entry "unreadable" that says, by position in the data set, what is wrong with those that were met.
     """
 
     def __init__(
@@ -70,15 +75,31 @@ class StepBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size
+        unreadable: dict[int, str] = {}
         with torch.random.fork_rng(devices=[]):
-            return collate([self._sample(position) for position in range(first, first + self.batch_size)])
+            samples = [self._sample(position, unreadable) for position in range(first, first + self.batch_size)]
+        batch = collate(samples)
+        return batch | {"unreadable": unreadable} if unreadable else batch
 
-    def _sample(self, position: int) -> Sample:
-        sample = self.dataset[self.index(position)]
-        seed = np.random.SeedSequence((self.augment_seed, position)).generate_state(1, np.uint64)[0]
-        # Not torch.manual_seed, which would also seed the accelerators of this process.
-        torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
-        return self.transform(sample)
+    def _sample(self, position: int, unreadable: dict[int, str]) -> Sample:
+        for attempt in range(_ATTEMPTS):
+            index = self._substitute(position, attempt) if attempt else self.index(position)
+            if index in unreadable:
+                continue
+            try:
+                sample = self.dataset[index]
+            except DataError as error:
+                unreadable[index] = str(error)
+                continue
+            seed = np.random.SeedSequence((self.augment_seed, position)).generate_state(1, np.uint64)[0]
+            # Not torch.manual_seed, which would also seed the accelerators of this process.
+            torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
+            return self.transform(sample)
+        raise DataError(f"no sample can be read, {len(unreadable)} were tried; the last: {[*unreadable.values()][-1]}")
+
+    def _substitute(self, position: int, attempt: int) -> int:
+        draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.order_seed, position, attempt))))
+        return int(draw.integers(len(self.dataset)))
 
     def index(self, position: int) -> int:
         """Which item of the data set is number `position` of the run."""
@@ -126,6 +147,8 @@ def loader(
 
 
 class _Transformed(Dataset):
+    """Transformed samples, or what is wrong with one, by its position."""
+
     def __init__(self, dataset: Any, transform: Callable[[Sample], Sample]) -> None:
         self.dataset, self.transform = dataset, transform
 
@@ -133,15 +156,30 @@ class _Transformed(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.transform(self.dataset[index])
+        try:
+            sample = self.dataset[index]
+        except DataError as error:
+            return {"unreadable": {index: str(error)}}
+        return self.transform(sample)
+
+
+def _collate_readable(samples: Sequence[Sample]) -> Batch:
+    unreadable = {i: text for sample in samples for i, text in sample.get("unreadable", {}).items()}
+    readable = [sample for sample in samples if "unreadable" not in sample]
+    batch = collate(readable) if readable else {}
+    return batch | {"unreadable": unreadable} if unreadable else batch
 
 
 def eval_loader(dataset: Any, batch_size: int, workers: int = 0) -> DataLoader:
-    """All samples once, in their order, normalised and at their own size (padded to the largest of each batch)."""
+    """All samples once, in their order, normalised and at their own size (padded to the largest of each batch).
+
+    Samples that raise DataError are left out. Their batch has an entry "unreadable" that says, by position in the data
+    set, what is wrong with them, and nothing else where it has no other samples.
+    """
     return DataLoader(
         _Transformed(dataset, eval_transform()),
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_readable,
         generator=torch.Generator(),
     )

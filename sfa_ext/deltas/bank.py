@@ -158,7 +158,9 @@ class TaskBank:
             if head is None:
                 raise ValueError(f"task {name!r} has no head to predict with")
             dtype = next(self.backbone.parameters()).dtype
-            return inference.predict(self.backbone, head, images.to(dtype), self._tasks[name].meta["crop"])
+            meta = self._tasks[name].meta
+            side = (meta["recipe"] or {}).get("data", {}).get("side", "shorter")
+            return inference.predict(self.backbone, head, images.to(dtype), meta["crop"], side)
 
     def meta(self, name: str) -> dict:
         """What the task says of itself: classes, palette, recipe, results (see docs/task-file.md)."""

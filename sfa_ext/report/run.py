@@ -40,6 +40,7 @@ def write(folder: str | Path) -> Path:
         f"backbone with its head): {report['external']:,} external, {report['internal']:,} internal.",
         f"Training: {recipe['optim']['steps']} steps of {recipe['optim']['batch']} images, {meta['seconds']:.0f} s.",
         "",
+        *_left_out(lines),
     ]
     for split, figures in meta["results"].items():
         text += [f"## {split}", "", "| figure | value |", "| --- | --- |"]
@@ -53,3 +54,11 @@ def write(folder: str | Path) -> Path:
     path = folder / "report.md"
     write_text(path, "\n".join(text))
     return path
+
+
+def _left_out(lines: list[dict[str, Any]]) -> list[str]:
+    """What the run says of files that it could not read; nothing where there were none."""
+    messages = [line["message"] for line in lines if line["kind"] == "unreadable"]
+    return (
+        [f"Samples that could not be read: {len(messages)}.", "", *(f"- {m}" for m in messages), ""] if messages else []
+    )

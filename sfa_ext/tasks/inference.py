@@ -7,16 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfa_ext.data.augment import reference_length
+
 STRIDE = 32  # the coarsest map; images are padded to a multiple of it
 
 
-def predict(backbone: nn.Module, task: nn.Module, images: Tensor, crop: int | None = None) -> dict[str, Tensor]:
+def predict(
+    backbone: nn.Module, task: nn.Module, images: Tensor, crop: int | None = None, side: str = "shorter"
+) -> dict[str, Tensor]:
     """The task's prediction for normalised images [B, 3, H, W] of any size, at their size.
 
-    The network sees them at the scale it was trained at: with the shorter side as long as the training crop.
+    The network sees them at the scale it was trained at: with the side that `reference_length` says as long as the
+    training crop, or with `crop` None as they are.
     """
     size = tuple(images.shape[-2:])
-    factor = 1 if crop is None else crop / min(size)
+    factor = 1 if crop is None else crop / reference_length(size, crop, side)
     if factor != 1:
         scaled = [max(1, round(side * factor)) for side in size]
         images = F.interpolate(images, scaled, mode="bilinear", antialias=True, align_corners=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,44 @@ from tqdm import tqdm
 
 from sfa_ext import data
 from sfa_ext.data.loading import eval_loader
+from sfa_ext.data.unreadable import SHARE, Unreadable
 from sfa_ext.training.model import Model
 from sfa_ext.training.run import open_run
 
 
 @torch.no_grad()
 def evaluate(
-    model: Model, dataset: Any, device: torch.device, batch: int, precision: str = "fp32", quiet: bool = True
+    model: Model,
+    dataset: Any,
+    device: torch.device,
+    batch: int,
+    precision: str = "fp32",
+    quiet: bool = True,
+    bad_share: float = SHARE,
+    warn: Callable[[str], None] = tqdm.write,
 ) -> dict[str, float]:
-    """The task's metrics over the whole of `dataset`, single scale, at the images' own size."""
+    """The task's metrics over the whole of `dataset`, single scale, at the images' own size.
+
+    Samples that cannot be read are told to `warn`, left out, and counted as "unreadable" among the figures. Raises
+    DataError where they are more than `bad_share` of all.
+    """
+    unreadable = Unreadable(len(dataset), bad_share)
     metric = model.task.metrics()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     model.train(False)
     # Images of many sizes go one by one: padding to the largest of a batch would change what the network sees.
     batches = eval_loader(dataset, batch_size=1 if model.dynamic else batch)
     for samples in tqdm(batches, disable=quiet or None, desc="eval"):
+        unreadable.take(samples)
+        for message in unreadable.news():
+            warn(f"{message}; left out of the figures")
+        if not samples:
+            continue
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             prediction = model.predict(samples["image"].to(device))
         metric.update(prediction, samples)
     model.train(True)
-    return metric.compute()
+    return metric.compute() | ({"unreadable": len(unreadable)} if unreadable else {})
 
 
 def evaluate_run(folder: str | Path, split: str = "val", device: str = "auto") -> dict[str, float]:
@@ -40,7 +59,8 @@ def evaluate_run(folder: str | Path, split: str = "val", device: str = "auto") -
         raise ValueError(f"split: the recipe of {folder} names no {split} split")
     dataset = data.build(recipe.data.name, **recipe.data.settings, **settings)
     where = next(model.task.parameters()).device
-    return evaluate(model, dataset, where, recipe.optim.batch, recipe.optim.precision, quiet=False)
+    optim = recipe.optim
+    return evaluate(model, dataset, where, optim.batch, optim.precision, quiet=False, bad_share=recipe.data.bad_share)
 
 
 def table(figures: dict[str, float]) -> str:

@@ -49,12 +49,21 @@ class Log:
         self._shown: dict[str, str] = {}
 
     def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
-        """Records `numbers` of `kind` ("train", "val", "test", "round") at optimizer step `step`."""
+        """Records `numbers` of `kind` ("train", "val", "test", "unreadable") at optimizer step `step`."""
         self._file.write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n")
         self._file.flush()
         for name, value in numbers.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def warn(self, kind: str, step: int, message: str) -> None:
+        """Says `message` above the progress bar and records it."""
+        self.say(message)
+        self.write(kind, step, {"message": message})
+
+    def say(self, message: str) -> None:
+        """Writes a line above the progress bar."""
+        self._bar.write(f"sfa: warning: {message}", file=sys.stderr)
 
     def show(self, advance: int = 0, **shown: str) -> None:
         """Moves the bar on and updates the numbers beside it."""

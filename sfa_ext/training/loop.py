@@ -17,6 +17,7 @@ from torch import Tensor
 from sfa_ext import data, deltas, tasks
 from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
+from sfa_ext.data.unreadable import Unreadable
 from sfa_ext.files import write_text
 from sfa_ext.training import checkpoint, schedule
 from sfa_ext.training.evaluate import evaluate
@@ -45,7 +46,10 @@ class Fit:
         self._claim_folder()
         part = recipe.data
         self.train_set = data.build(part.name, **part.settings, **part.train)
-        self.val_set = data.build(part.name, **part.settings, **part.val)
+        # All of them now: a file that is missing is named before training, not after it.
+        splits = {"val": part.val, "test": part.test}
+        self.eval_sets = {n: data.build(part.name, **part.settings, **s) for n, s in splits.items() if s is not None}
+        self.unreadable = Unreadable(len(self.train_set), part.bad_share)
         self.model: Model = build(recipe, Classes.of(self.train_set), self.device)
         self._take_selection()
         optim = recipe.optim
@@ -93,6 +97,8 @@ class Fit:
         while self.step < steps:
             numbers = self._one_step(batches)
             self.step += 1
+            for message in self.unreadable.news():
+                log.warn("unreadable", self.step, f"{message}; left out")
             rate.add(recipe.optim.batch * recipe.optim.accumulate)
             log.show(1, loss=f"{numbers['loss']:.3f}")
             if self.step % 20 == 0 or self.step == steps:
@@ -125,7 +131,9 @@ class Fit:
         self.optimizer.zero_grad()
         total, terms = 0.0, {}
         for micro in range(optim.accumulate):
-            batch = to_device(next(batches), self.device)
+            batch = next(batches)
+            self.unreadable.take(batch)
+            batch = to_device(batch, self.device)
             loss, terms = self._loss(batch, self.step * optim.accumulate + micro)
             self.scaler.scale(loss / optim.accumulate).backward()
             total += float(loss.detach()) / optim.accumulate
@@ -138,7 +146,8 @@ class Fit:
             self.optimizer.zero_grad()
         self.skipped += not math.isfinite(norm)
         self.scaler.update()
-        numbers = {"loss": total, "grad_norm": norm, "lr": optim.lr * factor, "skipped": self.skipped}
+        counts = {"skipped": self.skipped, "unreadable": len(self.unreadable)}
+        numbers = {"loss": total, "grad_norm": norm, "lr": optim.lr * factor} | counts
         return numbers | {f"loss_{n}": float(t) for n, t in terms.items()}
 
     def _loss(self, batch: dict[str, Any], micro_step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -157,7 +166,7 @@ class Fit:
         return iter(
             loader(
                 self.train_set,
-                train_transform(part.crop, **part.augment),
+                train_transform(part.crop, part.side, **part.augment),
                 batch_size=recipe.optim.batch,
                 order_seed=derive(recipe.seed, "order"),
                 augment_seed=derive(recipe.seed, "augment"),
@@ -167,9 +176,11 @@ class Fit:
         )
 
     def _evaluate(self, log: Log, split: str) -> None:
-        part = self.recipe.data
-        dataset = self.val_set if split == "val" else data.build(part.name, **part.settings, **part.test)
-        figures = evaluate(self.model, dataset, self.device, self.recipe.optim.batch, self.recipe.optim.precision)
+        dataset, part = self.eval_sets[split], self.recipe.data
+        optim = self.recipe.optim
+        figures = evaluate(
+            self.model, dataset, self.device, optim.batch, optim.precision, bad_share=part.bad_share, warn=log.say
+        )
         self.results[split] = figures
         log.write(split, self.step, figures)
         headline = tasks.figures(self.recipe.task.name)[0]
@@ -177,7 +188,7 @@ class Fit:
 
     def _finish(self, log: Log) -> None:
         """The last evaluations, the task file and the last checkpoint; nothing where all of it is there."""
-        missing = [split for split in self._splits() if not self._evaluated(split)]
+        missing = [split for split in self.eval_sets if not self._evaluated(split)]
         for split in missing:
             self._evaluate(log, split)
             self.results[split]["at"] = self.step
@@ -186,9 +197,6 @@ class Fit:
             deltas.write(self.folder / TASK, task)
             self._save()
 
-    def _splits(self) -> list[str]:
-        return ["val"] if self.recipe.data.test is None else ["val", "test"]
-
     def _evaluated(self, split: str) -> bool:
         return self.results.get(split, {}).get("at") == self.recipe.optim.steps
 
@@ -196,7 +204,7 @@ class Fit:
         """Whether a line of the log stays on resume: what it tells of was done when the checkpoint was saved."""
         if record["step"] != self.step or self.step < self.recipe.optim.steps:
             return record["step"] <= self.step
-        return record["kind"] not in self._splits() or self._evaluated(record["kind"])
+        return record["kind"] not in self.eval_sets or self._evaluated(record["kind"])
 
     def _task_meta(self) -> dict[str, Any]:
         return {
@@ -217,12 +225,14 @@ class Fit:
 
     def _save(self) -> None:
         meta = {"step": self.step, "skipped": self.skipped, "seconds": self.seconds, "results": self.results}
+        meta["unreadable"] = self.unreadable.positions
         checkpoint.save(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler, meta)
 
     def _resume(self) -> None:
         meta = checkpoint.load(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler)
         self.step, self.skipped, self.seconds = meta["step"], meta["skipped"], meta["seconds"]
         self.results = meta["results"]
+        self.unreadable = Unreadable(len(self.train_set), self.recipe.data.bad_share, meta.get("unreadable", ()))
 
     def _count_seconds(self, started: float) -> float:
         now = time.perf_counter()
@@ -242,7 +252,7 @@ class Fit:
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
     """Where two recipes differ, as "key: old -> new"; settings that do not change the result are left out."""
-    if where in ("threads", "device", "data.workers", "save_every"):
+    if where in ("threads", "device", "data.workers", "data.bad_share", "save_every"):
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})

@@ -40,6 +40,7 @@ class Model:
     task: nn.Module
     classes: Classes
     crop: int
+    side: str  # of an image that the crop is as long as, see `data.augment.reference_length`
     dynamic: bool  # whether the backbone takes images of any size
 
     def train(self, mode: bool = True) -> None:
@@ -48,7 +49,7 @@ class Model:
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """As `tasks.inference.predict`, at the scale of the training crop."""
-        return inference.predict(self.backbone, self.task, images, self.crop)
+        return inference.predict(self.backbone, self.task, images, self.crop, self.side)
 
     def state(self) -> dict[str, Tensor]:
         """All that differs from the bare backbone: the method's tensors and the head, as a flat dict."""
@@ -106,4 +107,4 @@ def build(recipe: Recipe, classes: Classes, device: torch.device, dynamic: bool 
     channels = backbone.feature_info.channels()
     with stream(recipe.seed, "head"):
         task = tasks.build(recipe.task.name, recipe.task.settings, channels, classes.names, classes.objects).to(device)
-    return Model(backbone, adaptation, task, classes, recipe.data.crop, dynamic)
+    return Model(backbone, adaptation, task, classes, recipe.data.crop, recipe.data.side, dynamic)

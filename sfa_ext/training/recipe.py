@@ -65,8 +65,12 @@ class DataRecipe:
     """side of the training crop in pixels; SwinV2's windows and shifts follow from it"""
     augment: dict[str, Any] = field(default_factory=dict)
     """settings of the training augmentation"""
+    side: Literal["shorter", "longer", "none"] = "shorter"
+    """which side of an image is as long as the crop at zoom 1; none: images keep their pixels"""
     workers: int = 0
     """loader processes"""
+    bad_share: float = 0.01
+    """the largest part of a split whose files may be unreadable; those are left out and counted"""
 
 
 @dataclass
