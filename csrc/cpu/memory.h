@@ -11,7 +11,8 @@
 
 namespace sfa::cpu {
 
-// First i for which index[i], an int64 [k_i] tensor, is not strictly increasing within [0, limits[i]); -1 if none.
+// First i for which index[i], an int64 or int32 [k_i] tensor, is not strictly increasing within [0, limits[i]); -1 if
+// none.
 int64_t first_unsorted(const std::vector<torch::stable::Tensor>& index, const std::vector<int64_t>& limits);
 
 }  // namespace sfa::cpu

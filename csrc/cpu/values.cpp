@@ -18,10 +18,11 @@ struct Bits128 {
 };
 
 // Bits move as integers of the elements' size: a float register may quiet a NaN.
-template <typename Bits>
-void swap(void* weight, const int64_t* index, void* values, int64_t k) {
+template <typename Bits, typename Index>
+void swap(void* weight, const void* positions, void* values, int64_t k) {
   Bits* w = static_cast<Bits*>(weight);
   Bits* v = static_cast<Bits*>(values);
+  const Index* index = static_cast<const Index*>(positions);
   for_each_chunk(Chunks({k}, kChunk), [&](int64_t, const Chunk& c) {
     for (int64_t i = c.begin; i < c.end; ++i) {
       const Bits kept = w[index[i]];
@@ -31,13 +32,36 @@ void swap(void* weight, const int64_t* index, void* values, int64_t k) {
   });
 }
 
+template <typename Index>
+void swap(const Tensor& weight, const Tensor& index, const Tensor& values) {
+  void* w = weight.mutable_data_ptr();
+  void* v = values.mutable_data_ptr();
+  const void* at = index.const_data_ptr();
+  const int64_t k = index.numel();
+  switch (weight.element_size()) {
+    case 1:
+      return swap<uint8_t, Index>(w, at, v, k);
+    case 2:
+      return swap<uint16_t, Index>(w, at, v, k);
+    case 4:
+      return swap<uint32_t, Index>(w, at, v, k);
+    case 8:
+      return swap<uint64_t, Index>(w, at, v, k);
+    case 16:
+      return swap<Bits128, Index>(w, at, v, k);
+    default:
+      STD_TORCH_CHECK(false, "weight's elements of ", weight.element_size(), " bytes are not supported");
+  }
+}
+
 }  // namespace
 
 void swap_values_(const Tensor& weight,  // any shape, contiguous
-                  const Tensor& index,   // [k] int64, strictly increasing flat positions
+                  const Tensor& index,   // [k] int64 or int32, strictly increasing flat positions
                   const Tensor& values)  // [k] of weight's dtype, contiguous
 {
-  check_tensor(index, "index", {index.numel()}, ScalarType::Long);
+  const bool narrow = index.scalar_type() == ScalarType::Int;
+  check_tensor(index, "index", {index.numel()}, narrow ? ScalarType::Int : ScalarType::Long);
   check_tensor(values, "values", {index.numel()}, weight.scalar_type());
   STD_TORCH_CHECK(weight.is_cpu(), "weight must be on the CPU");
   STD_TORCH_CHECK(weight.is_contiguous(), "weight must be contiguous");
@@ -47,24 +71,7 @@ void swap_values_(const Tensor& weight,  // any shape, contiguous
                   "index must be strictly increasing flat positions within [0, ", weight.numel(), ")");
   STD_TORCH_CHECK(!overlap({weight, values}, positions), "weight, index and values must not share memory");
 
-  const int64_t k = index.numel();
-  const int64_t* at = positions[0].const_data_ptr<int64_t>();
-  void* w = weight.mutable_data_ptr();
-  void* v = values.mutable_data_ptr();
-  switch (weight.element_size()) {
-    case 1:
-      return swap<uint8_t>(w, at, v, k);
-    case 2:
-      return swap<uint16_t>(w, at, v, k);
-    case 4:
-      return swap<uint32_t>(w, at, v, k);
-    case 8:
-      return swap<uint64_t>(w, at, v, k);
-    case 16:
-      return swap<Bits128>(w, at, v, k);
-    default:
-      STD_TORCH_CHECK(false, "weight's elements of ", weight.element_size(), " bytes are not supported");
-  }
+  (narrow ? swap<int32_t> : swap<int64_t>)(weight, positions[0], values);
 }
 
 }  // namespace sfa::cpu

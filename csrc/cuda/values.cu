@@ -10,20 +10,26 @@ namespace sfa::cuda {
 using torch::headeronly::ScalarType;
 
 void swap_values_(const Tensor& weight,  // any shape, contiguous
-                  const Tensor& index,   // [k] int64, strictly increasing flat positions
+                  const Tensor& index,   // [k] int64 or int32, strictly increasing flat positions
                   const Tensor& values)  // [k] of weight's dtype, contiguous
 {
   const int64_t k = index.numel();
-  check_form(index, "index", {k}, ScalarType::Long);
+  const bool narrow = index.scalar_type() == ScalarType::Int;
+  check_form(index, "index", {k}, narrow ? ScalarType::Int : ScalarType::Long);
   check_form(values, "values", {k}, weight.scalar_type());
   STD_TORCH_CHECK(weight.is_contiguous() && values.is_contiguous(), "weight and values must be contiguous");
   const OnDevice device(weight, {index, values});
   const Tensor positions = contiguous({index})[0];
   STD_TORCH_CHECK(!overlap({weight, values}, {positions}), "weight, index and values must not share memory");
   if (k == 0) return;
-  const auto* at = static_cast<const int64_t*>(positions.const_data_ptr());
+  const void* at = positions.const_data_ptr();
   const auto start = [&](auto bits) {
-    swap<decltype(bits)>(weight.mutable_data_ptr(), weight.numel(), at, values.mutable_data_ptr(), k, device.stream());
+    const auto with = [&](const auto* index) {
+      swap<decltype(bits)>(weight.mutable_data_ptr(), weight.numel(), index, values.mutable_data_ptr(), k,
+                           device.stream());
+    };
+    if (narrow) return with(static_cast<const int32_t*>(at));
+    with(static_cast<const int64_t*>(at));
   };
   switch (weight.element_size()) {
     case 1:

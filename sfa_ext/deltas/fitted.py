@@ -35,7 +35,7 @@ class FittedTask:
     def swap(self, name: str) -> None:
         """Exchanges the selected entries of one weight with the values held; the same call exchanges them back."""
         weight, index, values = self.sparse[name]
-        torch.ops.sfa.swap_values_(weight, index.long(), values)
+        torch.ops.sfa.swap_values_(weight, index, values)
 
     def plug(self) -> None:
         """Puts modules and whole tensors into the backbone."""
@@ -132,7 +132,6 @@ def _sparse(task: Task, weights: dict[str, nn.Parameter], device: torch.device) 
             here = "no such weight" if weight is None else f"{weight.numel()} entries"
             raise ValueError(f"selects from {name!r} of {chosen.size} entries, this backbone has {here}")
         if len(chosen.index):
-            # Half the memory; the exchange widens one weight's positions at a time.
             index = chosen.index.to(device, torch.int32 if chosen.size < 2**31 else torch.int64)
             found[name] = (weight.detach(), index, chosen.values.to(device, weight.dtype, copy=True))
     return found

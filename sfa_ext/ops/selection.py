@@ -17,7 +17,8 @@
         for a round that did not select yet: bias correction goes by an entry's own age. All ages of at least 0 rise
         by 1 first
     swap_values_(weight, index, values)
-        exchanges weight.flatten()[index] with values, bit by bit; any dtype; index strictly increasing
+        exchanges weight.flatten()[index] with values, bit by bit; any dtype; index int64 or int32, strictly
+        increasing
 
 Every result is the same, bit by bit, for any number of threads. RuntimeError names an argument that is not as said
 here, before anything was changed; but the GPU kernels of sparse_adamw_ and swap_values_ look at positions and rounds

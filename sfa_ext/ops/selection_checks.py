@@ -102,7 +102,7 @@ def sparse_adamw(
 
 def swap_values(weight: Tensor, index: Tensor, values: Tensor) -> None:
     _updated("weight", None, weight)
-    _positions("index", None, index, weight)
+    _positions("index", None, index, weight, torch.int64, torch.int32)
     _dtype("values", None, values, weight.dtype, why=", the dtype of weight")
     _per_entry("values", None, values, index, weight.dtype, "index")
     _updated("values", None, values)
@@ -200,8 +200,8 @@ def _updated(argument: str, i: int | None, tensor: Tensor) -> None:
         )
 
 
-def _positions(argument: str, i: int | None, index: Tensor, model: Tensor) -> None:
-    _dtype(argument, i, index, torch.int64)
+def _positions(argument: str, i: int | None, index: Tensor, model: Tensor, *dtypes: torch.dtype) -> None:
+    _dtype(argument, i, index, *(dtypes or (torch.int64,)))
     _device(argument, i, index, model)
     if index.dim() != 1:
         raise RuntimeError(f"{_at(argument, i)} must be flat positions [n], got {list(index.shape)}")

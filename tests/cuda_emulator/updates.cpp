@@ -147,10 +147,10 @@ void adamw(const std::vector<int64_t>& sizes, bool gathered, const std::string& 
   expect_intact(masters, "masters");
 }
 
-template <class Bits>
+template <class Bits, class Index>
 void swaps(int64_t size) {
   check::Buffer<Bits> weight(size), values(size / 2);
-  check::Buffer<int64_t> index(size / 2);
+  check::Buffer<Index> index(size / 2);
   for (int64_t i = 0; i < size; ++i) std::memset(&weight[i], static_cast<int>(bits() % 256), sizeof(Bits));
   for (int64_t i = 0; i < size / 2; ++i) {
     std::memset(&values[i], static_cast<int>(bits() % 256), sizeof(Bits));
@@ -208,9 +208,9 @@ int main(int count, char** arguments) {
     adamw<double, double, double>({1030}, false, "float64");
     adamw<Half, Half, float>({700}, true, "float16");
     adamw<BFloat16, float, float>({700}, false, "bfloat16 with float32 gradients");
-    swaps<uint8_t>(1000);
-    swaps<uint64_t>(517);
-    swaps<Bits128>(40);
+    swaps<uint8_t, int64_t>(1000);
+    swaps<uint64_t, int32_t>(517);
+    swaps<Bits128, int64_t>(40);
   }
   const std::vector<int64_t> many(Table<AdamWEntry>::kCapacity + 3, 2);
   adamw<float, float, float>(many, true, "more tensors than a table holds");

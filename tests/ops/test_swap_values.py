@@ -44,13 +44,14 @@ def swap(request):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("k", [0, 1000], ids="k={}".format)
-def test_exchanges_every_bit_and_nothing_else(swap, k, dtype, device):
+@pytest.mark.parametrize("positions", [torch.int64, torch.int32], ids=name)
+def test_exchanges_every_bit_and_nothing_else(swap, positions, k, dtype, device):
     weight, values = random_bits((60, 50), dtype, device), random_bits((k,), dtype, device)
-    index = torch.randperm(3000, device=device)[:k].sort().values
+    index = torch.randperm(3000, device=device)[:k].sort().values.to(positions)
     weight_before, values_before = bits(weight), bits(values)
     swap(weight, index, values)
     selected = torch.zeros(3000, dtype=torch.bool, device=device)
-    selected[index] = True
+    selected[index.long()] = True
     entries, entries_before = bits(weight).view(3000, -1), weight_before.view(3000, -1)
     assert torch.equal(entries[~selected], entries_before[~selected])
     assert torch.equal(entries[selected].flatten(), values_before)
@@ -110,7 +111,11 @@ W, AT, V = torch.zeros(4, 5), torch.tensor([2, 7]), torch.ones(2)
         (W, torch.tensor([-1, 2]), V, r"index must be flat positions within \[0, 20\), got -1"),
         (W, torch.tensor([-(2**63), 2]), V, r"index must be flat positions within \[0, 20\), got -9223372036854775808"),
         (W, torch.tensor([2, 2**63 - 1]), V, r"index must be flat positions within \[0, 20\), got 9223372036854775807"),
-        (W, AT.int(), V, "index must be int64, got int32"),
+        (W, AT.short(), V, "index must be int64 or int32, got int16"),
+        (W, torch.tensor([7, 7]).int(), V, "index must be strictly increasing, got 7 after 7; sort them and drop"),
+        (W, torch.tensor([2, 20]).int(), V, r"index must be flat positions within \[0, 20\), got 20"),
+        (W, torch.tensor([-1, 2]).int(), V, r"index must be flat positions within \[0, 20\), got -1"),
+        (W, torch.tensor([2, -(2**31)]).int(), V, "index must be strictly increasing, got -2147483648 after 2; sort"),
         (W, AT[None], V, r"index must be flat positions \[n\], got \[1, 2\]"),
         (W, AT.to("meta"), V, "index must be on cpu .*, got meta"),
         (W, AT, V.double(), "values must be float32, the dtype of weight, got float64"),

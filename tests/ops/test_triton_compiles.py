@@ -119,6 +119,11 @@ SELECTION = {
         {**pointers("weight values", torch.int16), **pointers("index", INT64), "k": "i64", "length": "i64"},
         {"WORDS": 1, "BLOCK": 1024},
     ),
+    "swap-int32": (
+        selection_kernels.swap,
+        {**pointers("weight values", torch.int16), **pointers("index", INT32), "k": "i64", "length": "i64"},
+        {"WORDS": 1, "BLOCK": 1024},
+    ),
     "mark_excluded": (
         topk_kernels.mark_excluded,
         {**TABLE, **pointers("mask faults", INT32)},

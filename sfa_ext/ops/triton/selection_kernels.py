@@ -118,7 +118,7 @@ def swap(weight, index, values, k, length, WORDS: tl.constexpr, BLOCK: tl.conste
     """Exchanges entries of WORDS integers each."""
     word = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     entry = word // WORDS
-    position = tl.load(index + entry, mask=entry < k, other=-1)
+    position = tl.load(index + entry, mask=entry < k, other=-1).to(tl.int64)
     valid = (position >= 0) & (position < length)
     place = weight + position * WORDS + word % WORDS
     kept = tl.load(place, mask=valid, other=0)
