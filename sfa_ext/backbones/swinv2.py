@@ -99,7 +99,7 @@ class QKV(Operation):
         a.q_bias.detach().copy_(q)
         a.v_bias.detach().copy_(v)
         # timm leaves this buffer out of the state dict, where a shift of k would be lost.
-        a.register_buffer("k_bias", k.clone(), persistent=True)
+        a.register_buffer("k_bias", k.clone(), persistent=bool(k.any()))
 
     def _restore_bias(self, saved: dict[str, Any]) -> None:
         a = self.attention

@@ -6,29 +6,35 @@ import torch
 from torch import Tensor, nn
 
 from sfa_ext.backbones import fingerprint, plain_state
-from sfa_ext.deltas.capture import check_backbone
+from sfa_ext.deltas.capture import check_backbone, method_of, method_state
 from sfa_ext.deltas.file import Selected, Task
-from sfa_ext.deltas.fitted import exchange, fit
+from sfa_ext.deltas.fitted import fit
 
 
 def merge(task: Task, backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's tensors with the task's values in them, by timm's names; copies. The backbone stays as it is.
+    """The backbone's tensors with the task's method merged into them, by timm's names; copies. The backbone stays as
+    it is.
 
-    Raises ValueError where the backbone is another, and where the task computes beside the backbone's weights.
+    Raises ValueError where the backbone is another, and where the method computes something that a plain timm model
+    has no weights for.
     """
     check_backbone(task, fingerprint(plain_state(backbone)))
-    fitted = fit(task, backbone)
-    head = 0 if fitted.head is None else len([*fitted.head.parameters(), *fitted.head.buffers()])
-    if len(fitted.own) > head:
-        raise ValueError(
-            f"method {task.meta['method']['name']!r} computes beside the backbone's weights and cannot be merged into "
-            "them; write the whole model instead (apply --module)"
-        )
-    exchange(None, fitted)
+    fit(task, backbone)  # says what does not fit before anything is changed
+    names = plain_state(backbone).keys()
+    adaptation = method_of(task, backbone).build(backbone, 0)
     try:
-        return {n.removeprefix("model."): t.detach().clone() for n, t in plain_state(backbone).items()}
+        adaptation.load_state(method_state(task, adaptation))
+        merged = {n: t.detach().clone() for n, t in plain_state(adaptation.merge()).items()}
+    except ValueError as error:
+        raise ValueError(f"{error}; or write the whole model (apply --module)") from error
     finally:
-        exchange(fitted, None)
+        adaptation.detach()
+    if extra := sorted(merged.keys() - names):
+        raise ValueError(
+            f"merged, the backbone needs {extra[0]!r}, which timm's model does not load; write the whole model instead "
+            "(apply --module)"
+        )
+    return {n.removeprefix("model."): t for n, t in merged.items()}
 
 
 @torch.no_grad()

@@ -30,12 +30,12 @@ seed: 5
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Three tasks of one backbone as files: internal weights alone, internal and external, and full fine-tuning."""
+    """Tasks of one backbone as files: internal weights alone, internal and external, full fine-tuning, LoRA and SSF."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "recipe.yaml").write_text(RECIPE)
     whole = recipe.load(folder / "recipe.yaml")
     backbone = build_backbone(whole, dynamic=False).eval()
-    methods = {"inner": ("sfa", {"rho": 0.0}), "both": ("sfa-s", {}), "full": ("full", {})}
+    methods = {"inner": ("sfa", {"rho": 0.0}), "both": ("sfa-s", {}), "full": ("full", {}), "lora": ("lora", {"rank": 4}), "ssf": ("ssf", {})}
     found = {}
     for seed, (name, (method, settings)) in enumerate(methods.items()):
         task, trained, head = make_task(backbone, method, seed=seed, **settings)
@@ -100,7 +100,7 @@ def test_verify_checks_the_file_and_the_backbone(made, tmp_path, capsys):
     assert "no task file there" in fails(capsys, "delta", "verify", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["inner", "full"])
+@pytest.mark.parametrize("name", ["inner", "full", "lora"])
 def test_apply_writes_a_checkpoint_that_plain_timm_loads(made, tmp_path, capsys, images, name):
     folder, backbone, found = made
     run(capsys, "delta", "apply", folder / f"{name}.safetensors", "--out", tmp_path / "merged.safetensors")
@@ -108,14 +108,26 @@ def test_apply_writes_a_checkpoint_that_plain_timm_loads(made, tmp_path, capsys,
     missing, unexpected = model.load_state_dict(load_file(tmp_path / "merged.safetensors"), strict=False)
     assert not unexpected and set(missing) == {"norm.weight", "norm.bias"}
     expected = maps(found[name][1], images)
-    assert equal(model.forward_intermediates(images, intermediates_only=True), expected)
-    assert not equal(maps(backbone, images), expected)
+    got = model.forward_intermediates(images, intermediates_only=True)
+    if name == "lora":
+        for ours, theirs in zip(got, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    else:
+        assert equal(got, expected)
+    assert not torch.allclose(maps(backbone, images)[-1], expected[-1], atol=1e-2)
+
+
+def test_apply_refuses_what_timm_would_leave_out(made, tmp_path, capsys):
+    folder, _, _ = made
+    line = fails(capsys, "delta", "apply", folder / "ssf.safetensors", "--out", tmp_path / "x.safetensors")
+    assert "k_bias', which timm's model does not load; write the whole model instead (apply --module)" in line
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 @pytest.mark.timeout(900)
 def test_a_task_beside_the_weights_is_written_as_a_module_that_needs_torch_alone(made, tmp_path, capsys, images):
     folder, _, found = made
-    assert "write the whole model instead (apply --module)" in fails(
+    assert "write the whole model (apply --module)" in fails(
         capsys, "delta", "apply", folder / "both.safetensors", "--out", tmp_path / "x.safetensors"
     )
     run(capsys, "delta", "apply", folder / "both.safetensors", "--module", "--out", tmp_path / "whole.pt2")
@@ -154,7 +166,8 @@ def test_fold_makes_a_selection_part_of_the_backbone_and_carries_other_tasks_ove
     folder, _, found = made
     paths = {name: folder / f"{name}.safetensors" for name in found}
     out = tmp_path / "folded"
-    run(capsys, "delta", "fold", paths["inner"], "--out", out, "--rebase", paths["both"], paths["full"])
+    others = [path for name, path in paths.items() if name != "inner"]
+    run(capsys, "delta", "fold", paths["inner"], "--out", out, "--rebase", *others)
     backbone = backbones.build("swinv2_pico", size=96, checkpoint=out / "backbone.safetensors", dynamic=False).eval()
     assert equal(maps(backbone, images), maps(found["inner"][1], images)), "the backbone now is task inner's"
     bank = TaskBank(backbone)
