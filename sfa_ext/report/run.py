@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import yaml
 
 from sfa_ext import deltas, tasks
 from sfa_ext.files import write_text
-from sfa_ext.report import plots
+from sfa_ext.report import plots, selection
+
+TASK = "task.safetensors"
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -20,12 +23,23 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def task_meta(folder: Path) -> dict[str, Any]:
     """What the run's task file says of itself."""
-    return deltas.read(folder / "task.safetensors").meta
+    return deltas.read(folder / TASK).meta
 
 
 def selected_by_weight(folder: Path) -> dict[str, tuple[int, int]]:
     """(selected entries, all entries) of each weight that could be selected; empty without an internal adapter."""
-    return deltas.read(folder / "task.safetensors").counts()
+    return deltas.read(folder / TASK).counts()
+
+
+def _earlier(folder: Path, sources: Sequence[str]) -> list[str]:
+    """Markdown lines: how much of the run's selection earlier tasks had selected too."""
+    if not sources:
+        return []
+    files = {s: Path(s) / TASK if Path(s).is_dir() else Path(s) for s in sources}
+    own = selection.read(folder / TASK)
+    found = {s: selection.overlaps(selection.read(path), own)["all"] for s, path in files.items()}
+    table = selection.overlap_table(found, "earlier task")
+    return ["## What earlier tasks selected too", "", "First: the earlier task; second: this run.", "", *table, ""]
 
 
 def write(folder: str | Path) -> Path:
@@ -51,6 +65,7 @@ def write(folder: str | Path) -> Path:
     if selected := selected_by_weight(folder):
         plots.selection({recipe["method"]["name"]: selected}, folder / "selection.png")
         text += ["![share of selected weights by layer](selection.png)", ""]
+        text += _earlier(folder, recipe["method"]["earlier"])
     path = folder / "report.md"
     write_text(path, "\n".join(text))
     return path

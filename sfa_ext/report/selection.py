@@ -94,9 +94,9 @@ _COLUMNS: dict[str, Callable[[Overlap], str]] = {
 }
 
 
-def overlap_table(found: Mapping[str, Overlap]) -> list[str]:
-    """Markdown lines, block by block. Chance is of independent choices with the same number in every matrix."""
-    lines = [f"| block | {' | '.join(_COLUMNS)} |", "| --- " * (len(_COLUMNS) + 1) + "|"]
+def overlap_table(found: Mapping[str, Overlap], what: str = "block") -> list[str]:
+    """Markdown lines, a `what` each. Chance is of independent choices with the same number in every matrix."""
+    lines = [f"| {what} | {' | '.join(_COLUMNS)} |", "| --- " * (len(_COLUMNS) + 1) + "|"]
     return lines + [f"| {b} | {' | '.join(cell(o) for cell in _COLUMNS.values())} |" for b, o in found.items()]
 
 

@@ -52,6 +52,7 @@ class Fit:
         self.unreadable = Unreadable(len(self.train_set), part.bad_share)
         self.model: Model = build(recipe, Classes.of(self.train_set), self.device)
         self._take_selection()
+        self._check_earlier()
         optim = recipe.optim
         self.optimizer = self.model.adaptation.optimizer(
             optim.lr,
@@ -79,6 +80,15 @@ class Fit:
         if not sum(len(s.index) for s in selected.values()):
             raise ValueError(f"method.selection: the task in {source} selects no weights")
         adaptation.use_selection({name: s.index for name, s in selected.items()})
+
+    def _check_earlier(self) -> None:
+        """Raises ValueError where the report could not compare this run's selection with one the recipe names."""
+        for source in self.recipe.method.earlier:
+            chosen, own = deltas.read(task_file(source)).selected, self.model.adaptation.selection
+            if own is None:
+                raise ValueError(f"method.earlier: {self.recipe.method.name!r} selects no weights; take an sfa method")
+            if {n: s.size for n, s in chosen.items()} != {n: w.numel() for n, w in own.weights.items()}:
+                raise ValueError(f"method.earlier: the task in {source} does not select from the weights of this run")
 
     def run(self) -> dict[str, dict[str, float]]:
         """Trains to the end and returns the last figures by split."""

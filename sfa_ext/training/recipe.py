@@ -45,6 +45,8 @@ class MethodRecipe(PartRecipe):
 
     selection: str | None = None
     """a finished run or task file whose selected weights are the fixed mask; their values are trained afresh"""
+    earlier: list[str] = field(default_factory=list)
+    """finished runs or task files of earlier tasks: the report says how much of their selection comes again"""
 
 
 @dataclass

@@ -35,7 +35,13 @@ def made(tmp_path_factory):
     (folder / "recipe.yaml").write_text(RECIPE)
     whole = recipe.load(folder / "recipe.yaml")
     backbone = build_backbone(whole, dynamic=False).eval()
-    methods = {"inner": ("sfa", {"rho": 0.0}), "both": ("sfa-s", {}), "full": ("full", {}), "lora": ("lora", {"rank": 4}), "ssf": ("ssf", {})}
+    methods = {
+        "inner": ("sfa", {"rho": 0.0}),
+        "both": ("sfa-s", {}),
+        "full": ("full", {}),
+        "lora": ("lora", {"rank": 4}),
+        "ssf": ("ssf", {}),
+    }
     found = {}
     for seed, (name, (method, settings)) in enumerate(methods.items()):
         task, trained, head = make_task(backbone, method, seed=seed, **settings)
