@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from sfa_ext.methods import setting_names
+from sfa_ext.training.recipe_files import find, names, read
+
+__all__ = ["BackboneRecipe", "DataRecipe", "MethodRecipe", "OptimRecipe", "PartRecipe", "Recipe", "find", "from_dict"]
+__all__ += ["load", "names"]
 
 
 @dataclass
@@ -138,11 +139,6 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def names() -> list[str]:
-    """Names of the recipes in the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml"))
-
-
 def load(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """The recipe in file `source`, or the package's recipe of that name, with `key.path=value` overrides.
 
@@ -150,12 +146,7 @@ def load(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Rec
     of the wrong type, naming it.
     """
     path = find(source)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path}: is not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {path}: must hold keys and values, got {type(values).__name__}")
+    values = read(path)
     arguments = []
     values = _settings_that_fit(values, overrides)
     for override in overrides:
@@ -179,23 +170,6 @@ def _settings_that_fit(values: dict[str, Any], overrides: list[str] | tuple[str,
         return values
     known = setting_names(names[-1])
     return values | {"method": method | {"settings": {k: v for k, v in method["settings"].items() if k in known}}}
-
-
-def find(source: str | Path) -> Path:
-    """Path of a recipe file or of a recipe in the package. Raises FileNotFoundError, listing the known names."""
-    path = Path(source)
-    if path.is_dir() and (path / "config.yaml").is_file():
-        return path / "config.yaml"
-    if path.is_file():
-        return path
-    inside = _folder() / f"{str(source).removesuffix('.yaml')}.yaml"
-    if os.sep not in str(source) and inside.is_file():
-        return inside
-    raise FileNotFoundError(f"recipe {str(source)!r}: no such file, and no recipe of the package: {', '.join(names())}")
-
-
-def _folder() -> Path:
-    return Path(str(resources.files("sfa_ext"))) / "recipes"
 
 
 def _parse(values: dict[str, Any], arguments: list[str], where: str) -> Recipe:
