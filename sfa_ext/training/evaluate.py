@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ def evaluate(
     precision: str = "fp32",
     quiet: bool = True,
     bad_share: float = SHARE,
-    warn: Callable[[str], None] = tqdm.write,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """The task's metrics over the whole of `dataset`, single scale, at the images' own size.
 
-    Samples that cannot be read are told to `warn`, left out, and counted as "unreadable" among the figures. Raises
-    DataError where they are more than `bad_share` of all.
+    Samples that cannot be read are told to `warn` (default: to standard error), left out, and counted as "unreadable"
+    among the figures. Raises DataError where they are more than `bad_share` of all.
     """
     unreadable = Unreadable(len(dataset), bad_share)
     metric = model.task.metrics()
@@ -41,7 +42,7 @@ def evaluate(
     for samples in tqdm(batches, disable=quiet or None, desc="eval"):
         unreadable.take(samples)
         for message in unreadable.news():
-            warn(f"{message}; left out of the figures")
+            (warn or _warn)(f"{message}; left out of the figures")
         if not samples:
             continue
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
@@ -49,6 +50,10 @@ def evaluate(
         metric.update(prediction, samples)
     model.train(True)
     return metric.compute() | ({"unreadable": len(unreadable)} if unreadable else {})
+
+
+def _warn(message: str) -> None:
+    tqdm.write(f"sfa: warning: {message}", file=sys.stderr)
 
 
 def evaluate_run(folder: str | Path, split: str = "val", device: str = "auto") -> dict[str, float]:

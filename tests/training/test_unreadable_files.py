@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from sfa_ext import deltas
+from sfa_ext import cli, deltas
 from sfa_ext.data import DataError
 from sfa_ext.files import read_tensors
 from sfa_ext.report import run as report
@@ -76,6 +78,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(root, tmp_path, monkeypa
     assert log.read(tmp_path / "whole") == log.read(tmp_path / "parts")
     tasks = [deltas.read(tmp_path / n / TASK) for n in ("whole", "parts")]
     assert tasks[0].meta["results"] == tasks[1].meta["results"]
+
+
+def test_evaluation_afterwards_warns_beside_its_figures(root, tmp_path, capsys):
+    fit(root, tmp_path / "run", "optim.steps=1").run()
+    capsys.readouterr()
+    assert cli.main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["unreadable"] == 1
+    assert "warning" in captured.err and "ADE_2.jpg" in captured.err
 
 
 def test_too_many_stop_the_run_and_name_one(root, tmp_path):
