@@ -68,7 +68,9 @@ def reference_length(size: Sequence[int], crop: int, side: str) -> int:
     return {"shorter": min(size), "longer": max(size), "none": crop}[side]
 
 
-def train_transform(crop: int, side: str = "shorter", **settings: Any) -> Callable[[Sample], Sample]:
+def train_transform(
+    crop: int, side: str = "shorter", instances: bool = True, **settings: Any
+) -> Callable[[Sample], Sample]:
     """The training transform: zoom and crop to `crop` x `crop`, mirror, change colours, normalise.
 
     Everything in a sample goes along with its image. Depth is divided by the zoom, as though the camera had come
@@ -78,6 +80,7 @@ def train_transform(crop: int, side: str = "shorter", **settings: Any) -> Callab
     Args:
         crop: side of the result in pixels.
         side: which side of the image is as long as the crop at zoom 1, see `reference_length`.
+        instances: false drops boxes, labels and masks, which on small images take as long as all the rest.
         settings: fields of `Augmentation`.
 
     Raises:
@@ -93,6 +96,7 @@ def train_transform(crop: int, side: str = "shorter", **settings: Any) -> Callab
     chosen = Augmentation(**settings)
     return v2.Compose(
         [
+            *([] if instances else [_drop_instances]),
             _ZoomCrop(crop, side, chosen.scale),
             v2.RandomHorizontalFlip(chosen.flip),
             _photometric if chosen.photometric else _ColourJitter(chosen.jitter),
@@ -117,6 +121,10 @@ def normalise(image: Tensor) -> Tensor:
 
 def _normalise_sample(sample: Sample) -> Sample:
     return {**sample, "image": normalise(sample["image"])}
+
+
+def _drop_instances(sample: Sample) -> Sample:
+    return {name: value for name, value in sample.items() if name not in (*_INSTANCES, "area")}
 
 
 class _ZoomCrop:

@@ -7,7 +7,7 @@ A task is an nn.Module built over maps at strides 4, 8, 16 and 32 that offers
     figures -> the figures of its metric that tables show, of its class; the first is its headline, which runs are
         compared and chosen by
 and knows neither the backbone nor the method that adapts it. `sfa_ext.data` says what a batch holds. A task that can do
-without classes has needs_classes = False.
+without classes has needs_classes = False, one that reads no boxes, labels and masks has needs_instances = False.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def figures(name: str) -> tuple[Figure, ...]:
         ValueError: no task has that name.
     """
     return _task_class(name).figures
+
+
+def needs_instances(name: str) -> bool:
+    """Whether the task called `name` reads boxes, labels and masks. Raises ValueError: no task has that name."""
+    return getattr(_task_class(name), "needs_instances", True)
 
 
 def settings_class(name: str) -> type:

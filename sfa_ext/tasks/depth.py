@@ -71,6 +71,7 @@ class DepthTask(nn.Module):
         Figure("delta1", "delta < 1.25", "%"),
     )
     needs_classes = False
+    needs_instances = False
 
     def __init__(
         self,

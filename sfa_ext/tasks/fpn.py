@@ -63,6 +63,7 @@ class FpnTask(nn.Module):
     """
 
     figures = SEGMENTATION_FIGURES
+    needs_instances = False
 
     def __init__(
         self,

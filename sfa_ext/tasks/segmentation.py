@@ -28,6 +28,7 @@ class SemanticSegmentation(nn.Module):
     """
 
     figures = SEGMENTATION_FIGURES
+    needs_instances = False
 
     def __init__(
         self,

@@ -176,7 +176,7 @@ class Fit:
         return iter(
             loader(
                 self.train_set,
-                train_transform(part.crop, part.side, **part.augment),
+                train_transform(part.crop, part.side, tasks.needs_instances(recipe.task.name), **part.augment),
                 batch_size=recipe.optim.batch,
                 order_seed=derive(recipe.seed, "order"),
                 augment_seed=derive(recipe.seed, "augment"),

@@ -137,6 +137,16 @@ def test_instances_draw_no_random_numbers():
     assert torch.equal(*pair)
 
 
+def test_instances_can_be_left_out():
+    torch.manual_seed(5)
+    before = sample(20, 16, [(2, 2, 9, 9)])
+    whole = data.train_transform(12, scale=(0.5, 2))(before)
+    torch.manual_seed(5)
+    bare = data.train_transform(12, instances=False, scale=(0.5, 2))(before)
+    assert bare.keys() == {"image", "depth", "name"}
+    assert torch.equal(bare["image"], whole["image"]) and torch.equal(bare["depth"], whole["depth"])
+
+
 def test_large_scale_jitter_covers_its_range_evenly_in_the_logarithm():
     sides = []
     for seed in range(200):

@@ -83,8 +83,9 @@ def test_the_real_parts_fit_each_other_and_train_the_papers_share(name, percent)
     with torch.device("meta"):
         model = build(chosen, classes, torch.device("meta"))
     assert {p.device.type for p in (*model.backbone.parameters(), *model.task.parameters())} == {"meta"}
-    # All weights of the backbone are 98.9 and 99.1 % of the backbone with its head, which the paper calls 100.
-    assert 100 * model.adaptation.report().share == pytest.approx(percent, abs=1.3 if percent == 100 else 0.1)
+    share = 100 * model.adaptation.report().share
+    # The paper calls all of it 100, but the classes' 1000 rows belong to the head and biases and norms are not counted.
+    assert 98 < share < 100 if percent == 100 else share == pytest.approx(percent, abs=0.1)
 
 
 def test_full_size_recipes_say_all_that_a_run_needs():
