@@ -2,7 +2,8 @@
 
 A task is an nn.Module built over maps at strides 4, 8, 16 and 32 that offers
     loss(maps, batch) -> (scalar loss, dict of detached scalars for the log)
-    predict(maps, size) -> dict of tensors at the asked size: "semantic" scores [B, C, H, W], "depth" [B, H, W] in m
+    predict(maps, size) -> dict of tensors at the asked size: "semantic" scores [B, C, H, W], "depth" [B, H, W] in m,
+        or of lists with an entry an image: "boxes" [n, 4], "labels", "scores" [n], "shapes" [n, h, w] in the boxes
     metrics() -> an object with update(prediction, batch) and compute() -> dict[str, float]
     figures -> the figures of its metric that tables show, of its class; the first is its headline, which runs are
         compared and chosen by
@@ -27,6 +28,7 @@ PYRAMID_WIDTH = 256  # channels of each map of a feature pyramid, at most (ViTDe
 _TASKS = {
     "depth": ("depth", "DepthSettings", "DepthTask"),
     "fpn": ("fpn", "FpnSettings", "FpnTask"),
+    "maskrcnn": ("maskrcnn", "MaskRcnnSettings", "MaskRcnn"),
     "mask2former": ("segmentation", "Mask2FormerSettings", "SemanticSegmentation"),
     "pretrain": ("dense", "PretrainSettings", "PretrainTask"),
 }

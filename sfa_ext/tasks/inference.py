@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,16 @@ def predict(
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
     found = task.predict(backbone(padded), tuple(padded.shape[-2:]))
+    return to_image(found, (height, width), size)
+
+
+def to_image(found: dict[str, Any], seen: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """A task's prediction at the images' size. seen: the part of the network's input that shows the image."""
+    if "boxes" in found:
+        from .instances import instances_to_image
+
+        return instances_to_image(found, seen, size)
+    height, width = seen
     return {n: _fit(t[..., :height, :width], size) if t.dim() >= 3 else t for n, t in found.items()}
 
 

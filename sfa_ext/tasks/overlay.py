@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 SMALLEST_SIDE = 384  # smaller images are enlarged by whole factors, so that outlines and legend can be read
 
 
-def enlarged(picture: np.ndarray) -> np.ndarray:
-    """A picture [H, W, ...], repeated by a whole factor where its shorter side is below SMALLEST_SIDE."""
-    factor = max(1, -(-SMALLEST_SIDE // min(picture.shape[:2])))
+def enlarged(picture: np.ndarray, factor: int | None = None) -> np.ndarray:
+    """A picture [H, W, ...], repeated by a whole factor: by default 1, or more where it is below SMALLEST_SIDE."""
+    factor = factor or max(1, -(-SMALLEST_SIDE // min(picture.shape[:2])))
     return picture.repeat(factor, 0).repeat(factor, 1)
 
 
@@ -44,11 +44,12 @@ def blend(
     """uint8 [H, W, 3]: the image in grey under its classes' colours, with dark outlines between classes."""
     grey = image @ np.array([0.299, 0.587, 0.114])
     mixed = (1 - strength) * grey[..., None] + strength * colour(labels, palette)
-    mixed[_outline(labels)] *= 0.35
+    mixed[outline(labels)] *= 0.35
     return mixed.astype(np.uint8)
 
 
-def _outline(labels: np.ndarray) -> np.ndarray:
+def outline(labels: np.ndarray) -> np.ndarray:
+    """Where labels [H, W] differ from the pixel to the left or above. bool [H, W]."""
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]

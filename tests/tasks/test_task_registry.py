@@ -10,7 +10,7 @@ from sfa_ext import tasks
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="unknown task 'segment'; known: depth, fpn, mask2former, pretrain"):
+    with pytest.raises(ValueError, match="unknown task 'segment'; known: depth, fpn, mask2former, maskrcnn, pretrain"):
         tasks.build("segment", None, CHANNELS, CLASSES)
     with pytest.raises(ValueError, match="unknown setting querys of task 'mask2former'; known: size, .*queries"):
         tasks.build("mask2former", {"querys": 3}, CHANNELS, CLASSES)
@@ -30,6 +30,9 @@ def test_unknown_names_list_the_known_ones():
         ("mask2former", {"oversample": 0.5}, "oversample .* got 0.5"),
         ("mask2former", {"mask_weight": -1.0}, "mask_weight .* got -1"),
         ("fpn", {"width": 20}, "width .* got 20"),
+        ("maskrcnn", {"neck": "pan"}, "neck must be one of fpn, bifpn, got 'pan'"),
+        ("maskrcnn", {"detections": 0}, "detections .* got 0"),
+        ("maskrcnn", {"nms_threshold": 1.5}, "nms_threshold .* got 1.5"),
         ("depth", {"max_depth": 0.0}, "max_depth .* got 0.001 and 0.0"),
         ("depth", {"crop": "middle"}, "crop must be one of none, nyu, eigen, garg, got 'middle'"),
         ("depth", {"variance": 1.5}, "variance .* got 1.5"),
@@ -62,7 +65,8 @@ def test_sizes_are_starting_points_that_values_override():
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_every_task_names_its_figures(name):
-    built = tasks.build(name, None, CHANNELS, CLASSES)
+    values = {"size": "small"} if getattr(tasks.settings_class(name), "sizes", {}) else {}
+    built = tasks.build(name, values, CHANNELS, CLASSES)
     headline = tasks.figures(name)[0]
     assert headline.best({"low": 1.0, "high": 2.0}) == ("high" if headline.higher else "low")
     assert built.figures == tasks.figures(name) and headline.text(0.5) in ("50.0 %", "0.500 m")
@@ -75,7 +79,7 @@ def test_every_setting_explains_itself(name):
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_seeded_builds_are_equal(name):
-    values = {"size": "small"} if name == "mask2former" else {}
+    values = {"size": "small"} if getattr(tasks.settings_class(name), "sizes", {}) else {}
     built = []
     for _ in range(2):
         torch.manual_seed(3)
