@@ -4,8 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "adapter_torch.h"
-#include "common/check.h"
+#include "common/adapter_torch.h"
 #include "isa.h"
 #include "kernels.h"
 
@@ -42,13 +41,6 @@ Buffer pack(const AdapterKernels& k, decltype(AdapterKernels::pack_plain) functi
   return packed;
 }
 
-// Hidden numbers to be kept for the backward: [..., d]
-Tensor new_hidden(const Tensor& x, int64_t hidden) {
-  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = hidden;
-  return torch::stable::new_empty(x, shape);
-}
-
 void run(AdapterForward args, const AdapterSizes& sizes, const AdapterKernels& k, AdapterKernels::Forward* kernel,
          const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
          const std::optional<Tensor>& b_up) {
@@ -61,12 +53,6 @@ void run(AdapterForward args, const AdapterSizes& sizes, const AdapterKernels& k
   args.bias_down = bias_down.data();
   args.bias_up = bias_up.data();
   for_rows(k, sizes, [&](int64_t begin, int64_t end, void* scratch) { kernel(args, begin, end, scratch); });
-}
-
-bool same_or_float(const Tensor& t, const Tensor& x) {
-  const ScalarType dtype = x.scalar_type();
-  const bool half = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  return t.is_cpu() && (t.scalar_type() == dtype || (half && t.scalar_type() == ScalarType::Float));
 }
 
 }  // namespace
@@ -86,28 +72,9 @@ const AdapterKernels& adapter_kernels(ScalarType dtype) {
   }
 }
 
-AdapterSizes check_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
-                           const Tensor& w_up, const std::optional<Tensor>& b_up) {
-  STD_TORCH_CHECK(x.dim() >= 1 && x.is_cpu(), "x must have a last dimension and be on the CPU");
-  STD_TORCH_CHECK(w_down.dim() == 2, "w_down must be [d, D], got ", shape_of(w_down));
-  const int64_t width = x.size(x.dim() - 1), hidden = w_down.size(0);
-  const ScalarType dtype = x.scalar_type();
-  check_tensor(w_down, "w_down", {hidden, width}, dtype);
-  check_tensor(w_up, "w_up", {width, hidden}, dtype);
-  if (b_down.has_value()) check_tensor(*b_down, "b_down", {hidden}, dtype);
-  if (b_up.has_value()) check_tensor(*b_up, "b_up", {width}, dtype);
-  return {width == 0 ? 0 : x.numel() / width, width, hidden};
-}
-
-void check_like_x(const Tensor& t, const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(shape_of(t) == shape_of(x), name, " must be ", shape_of(x), " as x is, got ", shape_of(t));
-  STD_TORCH_CHECK(same_or_float(t, x), name, " has the wrong dtype or device");
-}
-
-void check_norm(const Tensor& t, const char* name, const Tensor& x) {
-  const int64_t width = x.size(x.dim() - 1);
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == width, name, " must be [D] = [", width, "], got ", shape_of(t));
-  STD_TORCH_CHECK(same_or_float(t, x), name, " has the wrong dtype or device");
+bool leave_to_torch(ScalarType dtype) {
+  const ByTorch torch = by_torch();
+  return dtype == ScalarType::BFloat16 ? torch.bfloat16 : (dtype == ScalarType::Half ? torch.float16 : torch.rest);
 }
 
 Buffer pack_transposed(const AdapterKernels& k, const Tensor& w) {
@@ -165,16 +132,6 @@ Tensor forward_norm(const Tensor& residual, const Tensor& x, const Tensor& w_dow
   return out;
 }
 
-AdapterSizes check_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
-                                const std::optional<Tensor>& b_down, const Tensor& w_up,
-                                const std::optional<Tensor>& b_up, const Tensor& norm_weight, const Tensor& norm_bias) {
-  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
-  check_like_x(residual, "residual", x);
-  check_norm(norm_weight, "norm_weight", x);
-  check_norm(norm_bias, "norm_bias", x);
-  return sizes;
-}
-
 }  // namespace
 
 Tensor fused_adapter(const Tensor& x,                      // [..., D]
@@ -192,7 +149,7 @@ std::tuple<Tensor, Tensor> fused_adapter_keep(const Tensor& x, const Tensor& w_d
                                               const std::optional<Tensor>& b_up) {
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
   if (leave_to_torch(x.scalar_type())) return torch_adapter(x, w_down, b_down, w_up, b_up);
-  const Tensor hidden = new_hidden(x, sizes.hidden);
+  const Tensor hidden = new_hidden(x, sizes);
   return {forward(x, w_down, b_down, w_up, b_up, sizes, hidden.mutable_data_ptr()), hidden};
 }
 
@@ -222,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residua
         torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
     return {out, hidden, keep_adapted ? adapted : torch::stable::new_empty(x, {0})};
   }
-  const Tensor hidden = new_hidden(x, sizes.hidden);
+  const Tensor hidden = new_hidden(x, sizes);
   const Tensor adapted = keep_adapted ? torch::stable::new_empty(x, x.sizes()) : torch::stable::new_empty(x, {0});
   return {forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, sizes,
                        hidden.mutable_data_ptr(), keep_adapted ? adapted.mutable_data_ptr() : nullptr),

@@ -1,4 +1,4 @@
-// What the adapter operators share: checks, packed weights, and sharing rows out to threads.
+// What the adapter operators share on CPUs: packed weights, and sharing rows out to threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -10,6 +10,7 @@
 
 #include "adapter_kernels.h"
 #include "buffer.h"
+#include "common/adapter_arguments.h"
 
 namespace sfa::cpu {
 
@@ -18,17 +19,8 @@ using torch::stable::Tensor;
 // The kernels of the instruction set in use for a number type.
 const AdapterKernels& adapter_kernels(torch::headeronly::ScalarType dtype);
 
-struct AdapterSizes {
-  int64_t rows, width, hidden;  // N, D, d
-};
-
-// Raises unless shapes, dtypes and devices are those of an adapter.
-AdapterSizes check_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
-                           const Tensor& w_up, const std::optional<Tensor>& b_up);
-
-// Raises unless t has the shape of x, and its dtype or, where that is a half type, float32.
-void check_like_x(const Tensor& t, const char* name, const Tensor& x);
-void check_norm(const Tensor& t, const char* name, const Tensor& x);
+// Whether isa.h leaves products of this type to torch.
+bool leave_to_torch(torch::headeronly::ScalarType dtype);
 
 Buffer pack_transposed(const AdapterKernels& k, const Tensor& w);  // w [n, depth]
 Buffer pack_plain(const AdapterKernels& k, const Tensor& w);       // w [depth, n]

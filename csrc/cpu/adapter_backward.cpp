@@ -4,8 +4,7 @@
 #include <algorithm>
 
 #include "adapter.h"
-#include "adapter_torch.h"
-#include "common/check.h"
+#include "common/adapter_torch.h"
 #include "isa.h"
 #include "kernels.h"
 
@@ -95,14 +94,8 @@ struct Gradients {
   }
 };
 
-// What the forward kept, as rows in memory.
-std::optional<Tensor> kept_rows(const std::optional<Tensor>& kept, const char* name, int64_t columns,
-                                const AdapterSizes& sizes, const Tensor& x) {
-  if (!kept.has_value()) return std::nullopt;
-  STD_TORCH_CHECK(kept->numel() == sizes.rows * columns && kept->size(-1) == columns, name, " must be [..., ", columns,
-                  "] with the rows of x, got ", shape_of(*kept));
-  STD_TORCH_CHECK(kept->scalar_type() == x.scalar_type() && kept->is_cpu(), name, " must be like x");
-  return contiguous(*kept);
+std::optional<Tensor> in_rows(const std::optional<Tensor>& t) {
+  return t.has_value() ? std::optional<Tensor>(contiguous(*t)) : std::nullopt;
 }
 
 void zero(std::initializer_list<Tensor> tensors) {
@@ -156,7 +149,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, std::nullopt);
   check_like_x(grad_out, "grad_out", x);
   STD_TORCH_CHECK(grad_out.scalar_type() == x.scalar_type(), "grad_out must have the dtype of x");
-  STD_TORCH_CHECK(output_mask.size() == 5, "output_mask must have 5 entries, got ", output_mask.size());
+  check_output_mask(output_mask, 5);
+  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
   if (leave_to_torch(x.scalar_type()))
     return torch_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden);
   const Wanted wanted(output_mask);
@@ -166,8 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
   AdapterBackward args{};
   args.x = x_rows.const_data_ptr();
   args.grad_out = grad_rows.const_data_ptr();
-  run(args, k.backward, k, sizes, wanted, w_down, b_down, w_up, kept_rows(hidden, "hidden", sizes.hidden, sizes, x),
-      out);
+  run(args, k.backward, k, sizes, wanted, w_down, b_down, w_up, in_rows(hidden), out);
   return {out.x, out.w_down, out.b_down, out.w_up, out.b_up};
 }
 
@@ -186,7 +179,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
   check_like_x(grad_out, "grad_out", x);
   check_norm(norm_weight, "norm_weight", x);
-  STD_TORCH_CHECK(output_mask.size() == 7, "output_mask must have 7 entries, got ", output_mask.size());
+  check_output_mask(output_mask, 7);
+  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
+  check_kept(adapted, "adapted", sizes.width, sizes, x);
   if (leave_to_torch(x.scalar_type()))
     return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden,
                                        adapted);
@@ -200,7 +195,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
 
   const int64_t tiles = (rows + k.tile_rows - 1) / k.tile_rows;
   const Tensor x_rows = contiguous(x), grad_rows = contiguous(grad_out);
-  const std::optional<Tensor> adapted_rows = kept_rows(adapted, "adapted", width, sizes, x);
+  const std::optional<Tensor> adapted_rows = in_rows(adapted);
   const bool kept = adapted_rows.has_value();
   const Buffer up = kept ? Buffer() : pack_transposed(k, w_up), bias_up = widened(k, b_up, width),
                weight = widened(k, norm_weight, width);
@@ -217,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   args.grad_sum = grad_sum.data();
   args.norm_parts = parts.data();
   auto* kernel = grad_out.scalar_type() == x.scalar_type() ? k.backward_norm : k.backward_norm_float;
-  run(args, kernel, k, sizes, wanted, w_down, b_down, w_up, kept_rows(hidden, "hidden", sizes.hidden, sizes, x), out);
+  run(args, kernel, k, sizes, wanted, w_down, b_down, w_up, in_rows(hidden), out);
   const AdapterKernels& of_norm = adapter_kernels(norm_weight.scalar_type());
   const auto finish_norm = [&](int64_t which, const Tensor& to) {
     if (rows == 0) return zero({to});

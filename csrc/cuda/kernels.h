@@ -4,12 +4,38 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace sfa::cuda {
 
 using torch::stable::Tensor;
+
+// adapter.cu
+Tensor fused_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
+                     const std::optional<Tensor>& b_up);
+std::tuple<Tensor, Tensor> fused_adapter_keep(const Tensor& x, const Tensor& w_down,
+                                              const std::optional<Tensor>& b_down, const Tensor& w_up,
+                                              const std::optional<Tensor>& b_up);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, std::vector<bool> output_mask, const std::optional<Tensor>& hidden);
+
+// adapter_norm.cu
+Tensor fused_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
+                          const std::optional<Tensor>& b_down, const Tensor& w_up, const std::optional<Tensor>& b_up,
+                          const Tensor& norm_weight, const Tensor& norm_bias, double eps);
+std::tuple<Tensor, Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residual, const Tensor& x,
+                                                           const Tensor& w_down, const std::optional<Tensor>& b_down,
+                                                           const Tensor& w_up, const std::optional<Tensor>& b_up,
+                                                           const Tensor& norm_weight, const Tensor& norm_bias,
+                                                           double eps, bool keep_adapted);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_norm_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+    const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
+    std::vector<bool> output_mask, const std::optional<Tensor>& hidden, const std::optional<Tensor>& adapted);
 
 // scores.cu
 void accumulate_scores_(const std::vector<Tensor>& scores, const std::vector<Tensor>& grads,

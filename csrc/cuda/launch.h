@@ -31,10 +31,21 @@ inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + explain(error));
 }
 
+// Lets a kernel use as much dynamic shared memory as the device can give a block. The same for every launch: another
+// thread may be about to launch the kernel with more than this one needs.
+inline void allow_shared_memory(const void* kernel, const char* name) {
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), name);
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
+}
+
 // Starts kernel<<<grid, block, shared_bytes, stream>>>(args...) and raises if it cannot start.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, const Arguments&... args) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (shared_bytes > kWithoutAsking) allow_shared_memory(reinterpret_cast<const void*>(kernel), name);
   kernel<<<grid, block, shared_bytes, stream>>>(args...);
   check(cudaGetLastError(), name);
 }

@@ -153,7 +153,9 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
 }
 
 // Four products d[8, 8] += a[8, 4] b[4, 8], one for each pair of quads: lanes 4q..4q+3 and 16+4q..16+4q+3. Fast on
-// sm_70 alone.
+// sm_70 alone. Lane l brings row l % 4 + l / 16 * 4 of a and that column of b; its d[i] is in row
+// (l & 1) + (i & 2) + l / 16 * 4 and column (i & 4) + (l & 2) + (i & 1): PTX ISA 8.7, "Matrix Fragments for mma.m8n8k4
+// with .f16 floating point type".
 __device__ __forceinline__ void mma_m8n8k4_half(float (&d)[8], const uint32_t (&a)[2], const uint32_t (&b)[2]) {
 #if defined(__CUDA_ARCH__)
   asm volatile(

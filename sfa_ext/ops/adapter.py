@@ -206,5 +206,7 @@ for _name, (_fake, _autograd) in _KERNELS.items():
     torch.library.register_fake(f"sfa::{_name}", _fake, lib=LIBRARY)
     LIBRARY.impl(_name, _autograd, "Autograd")
     register_portable(_name, getattr(reference, _name))
+# Asked by the CUDA kernels at every call in float32: the setting belongs to torch and may change.
+LIBRARY.impl("allow_tf32", lambda: torch.backends.cuda.matmul.fp32_precision == "tf32", "CompositeExplicitAutograd")
 register_autocast("fused_adapter", _fused_adapter_autocast)
 register_autocast("fused_adapter_norm", _fused_adapter_norm_autocast)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import sfa_ext
+from sfa_ext.ops import _library
 
 backends = importlib.import_module("sfa_ext.ops.backends")  # the package's name for it is the function
 
@@ -26,12 +29,34 @@ def test_every_operator_is_named_with_what_serves_it():
         schema.name.removeprefix("sfa::") for schema in torch._C._jit_get_all_schemas() if "sfa::" in schema.name
     }
     serving = sfa_ext.ops.backends()
-    assert operators - {"cpu_isa"} == set(serving)
+    assert operators - {"cpu_isa", "allow_tf32"} == set(serving)
     for served in serving.values():
         assert served["cpu"] == f"native {torch.ops.sfa.cpu_isa()}"
         assert served["cuda"] in ("cuda", "triton", "reference")
         assert served["xpu"] in ("triton", "reference")
         assert served["other"] == "reference"
+
+
+def test_every_operator_has_a_cuda_kernel_too():
+    csrc = Path(__file__).parents[2] / "csrc"
+    registered = [re.findall(r'm\.impl\("(\w+)"', (csrc / name).read_text()) for name in ("ops.cpp", "cuda/module.cpp")]
+    assert set(registered[0]) - {"cpu_isa"} == set(registered[1]) == set(backends.OPERATORS)
+
+
+@pytest.mark.skipif(not _library.CUDA_LIBRARY.is_file(), reason="this build holds no CUDA kernels")
+def test_the_cuda_library_loads_without_a_gpu_and_serves_every_operator():
+    code = """
+import torch
+from sfa_ext.ops import backends
+from sfa_ext.cli import main
+for op, served in backends().items():
+    assert "\\nCUDA: registered at csrc/cuda/module.cpp" in torch._C._dispatch_dump(f"sfa::{op}"), op
+raise SystemExit(main(["env"]))
+"""
+    done = run(code, SFA_BACKEND="cuda")
+    assert done.returncode == 0, done.stderr
+    for op in backends.OPERATORS:
+        assert re.search(rf"^{op} +native [\w, ]+ +cuda ", done.stdout, re.M), done.stdout
 
 
 def test_an_unknown_backend_is_refused_in_one_line():

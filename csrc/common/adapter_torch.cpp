@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <array>
 
-#include "isa.h"
+#include "common/call.h"
 
-namespace sfa::cpu {
+namespace sfa {
 
 using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
@@ -19,7 +19,7 @@ namespace {
 template <size_t kResults, class... Args>
 std::array<Tensor, kResults> call_all(const char* name, const char* overload, const Args&... args) {
   std::array<StableIValue, std::max(kResults, sizeof...(Args))> stack{torch::stable::detail::from(args)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  call_operator(name, overload, stack.data());
   std::array<Tensor, kResults> results;
   for (size_t i = 0; i < kResults; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return results;
@@ -42,15 +42,20 @@ Tensor activation(const Tensor& x, const Tensor& w_down, const std::optional<Ten
 
 }  // namespace
 
-bool leave_to_torch(ScalarType dtype) {
-  const ByTorch torch = by_torch();
-  return dtype == ScalarType::BFloat16 ? torch.bfloat16 : (dtype == ScalarType::Half ? torch.float16 : torch.rest);
-}
-
 std::tuple<Tensor, Tensor> torch_adapter(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
                                          const Tensor& w_up, const std::optional<Tensor>& b_up) {
   const Tensor hidden = activation(x, w_down, b_down);
   return {add(x, linear(hidden, w_up, b_up)), hidden};
+}
+
+Tensor torch_norm(const Tensor& residual, const Tensor& y, const Tensor& norm_weight, const Tensor& norm_bias,
+                  double eps) {
+  const ScalarType dtype = norm_weight.scalar_type();
+  const std::array<int64_t, 1> width{norm_weight.size(0)};
+  const Tensor normed =
+      call("aten::layer_norm", "", to(y, dtype), IntHeaderOnlyArrayRef(width), std::optional<Tensor>(norm_weight),
+           std::optional<Tensor>(to(norm_bias, dtype)), eps, false);
+  return to(add(residual, normed), residual.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor> torch_adapter_norm(const Tensor& residual, const Tensor& x, const Tensor& w_down,
@@ -58,12 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> torch_adapter_norm(const Tensor& residual, co
                                                       const std::optional<Tensor>& b_up, const Tensor& norm_weight,
                                                       const Tensor& norm_bias, double eps) {
   const auto [y, hidden] = torch_adapter(x, w_down, b_down, w_up, b_up);
-  const ScalarType dtype = norm_weight.scalar_type();
-  const std::array<int64_t, 1> width{norm_weight.size(0)};
-  const Tensor normed =
-      call("aten::layer_norm", "", to(y, dtype), IntHeaderOnlyArrayRef(width), std::optional<Tensor>(norm_weight),
-           std::optional<Tensor>(to(norm_bias, dtype)), eps, false);
-  return {to(add(residual, normed), residual.scalar_type()), hidden, y};
+  return {torch_norm(residual, y, norm_weight, norm_bias, eps), hidden, y};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter_backward(
@@ -125,4 +125,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> torch_adapter
           norm_gradient(output_mask[6], grads[2])};
 }
 
-}  // namespace sfa::cpu
+}  // namespace sfa
