@@ -4,8 +4,8 @@
 
 Needs nothing but this Python with torch, and takes nothing from a network. It keeps to its time by itself: what does
 not fit is left out and named. <device>.md and <device>.json are written after every step and figure, so a run that is
-cut off leaves what it had. Exit status 1 if the build, a test or a stray access failed it. --dry-run does the same on
-the CPU with tiny shapes, to try the flow.
+cut off leaves what it had. Exit status 1 if the build, a test or a stray access failed it, or if the time was up before
+all of them were done. --dry-run does the same on the CPU with tiny shapes, to try the flow.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ LEFT_FOR_WRITING = 10  # seconds
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and up to which share of the whole time it may run. `needed`: whether its failure fails the check."""
+    """A command, and up to which share of the whole time it may run."""
 
     name: str
     command: list[str]
     share: float
-    needed: bool = True
     variables: tuple[tuple[str, str], ...] = ()
 
 
@@ -97,22 +96,26 @@ def begin(out: Path, dry_run: bool) -> Report:
 
 
 def run(step: Step, seconds: float, report: Report) -> bool:
-    """Runs a step within its time; whether the check may still succeed."""
+    """Runs a step within its time; whether it is done, or could not be done for want of a program.
+
+    One that was cut off has proved nothing, however well it went until then."""
     program = step.command[0]
     if shutil.which(program) is None:
         report.step(step.name, "skipped", 0, f"{program} is not on the PATH")
         return True
     if seconds < 5:
         report.step(step.name, "skipped", 0, "no time was left")
-        return True
+        return False
     start = time.monotonic()
     status, output = _run(step, seconds)
-    good = status in (0, None)
-    word = {0: "ok", None: "cut off"}.get(status, f"failed ({status})")
-    report.step(step.name, word, time.monotonic() - start, _summary(step, output, good))
-    if not good:
+    report.step(step.name, _word(status), time.monotonic() - start, _summary(step, status, output))
+    if status != 0:
         print(output[-4000:], flush=True)
-    return good or not step.needed
+    return status == 0
+
+
+def _word(status: int | None) -> str:
+    return {0: "ok", None: "cut off"}.get(status, f"failed ({status})")
 
 
 def _run(step: Step, seconds: float) -> tuple[int | None, str]:
@@ -135,14 +138,14 @@ def _run(step: Step, seconds: float) -> tuple[int | None, str]:
             return None, process.communicate()[0]
 
 
-def _summary(step: Step, output: str, good: bool) -> str:
+def _summary(step: Step, status: int | None, output: str) -> str:
     if "pytest" in step.command:
         counts = [f"{output.count(f' {word}')} {word.lower()}" for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")]
         failed = re.findall(r"(?:FAILED|ERROR) (tests/\S+)", output)
         names = f"; failed: {', '.join(dict.fromkeys(failed[:10]))}" if failed else ""
         return ", ".join(count for count in counts if not count.startswith("0 ")) + names
     lines = [line for line in output.splitlines() if line.strip()]
-    return "" if good or not lines else lines[-1].strip()[:300].replace("|", "/")
+    return "" if status == 0 or not lines else lines[-1].strip()[:300].replace("|", "/")
 
 
 def measure(report: Report, until: float, dry_run: bool) -> bool:
@@ -155,11 +158,10 @@ def measure(report: Report, until: float, dry_run: bool) -> bool:
     status, output = _run(Step("measuring", command, 1), max(seconds, 1))
     report = Report.read(stem)
     rows, skipped = len(report.data["rows"]), len(report.data["skipped"])
-    word = {0: "ok", None: "cut off"}.get(status, f"failed ({status})")
-    report.step("measuring", word, time.monotonic() - start, f"{rows} cases, {skipped} left out")
+    report.step("measuring", _word(status), time.monotonic() - start, f"{rows} cases, {skipped} left out")
     print(output[-6000:] if status == 0 else output[-3000:])
     print(f"wrote {stem.with_suffix('.md')} and {stem.with_suffix('.json')}")
-    return status in (0, None)
+    return status == 0
 
 
 if __name__ == "__main__":

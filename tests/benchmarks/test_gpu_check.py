@@ -54,9 +54,9 @@ def test_what_the_time_did_not_allow_is_named(tmp_path):
     [
         (["sh", "-c", "echo fine"], 50, True, "ok", ""),
         (["sh", "-c", "echo 'no | compiler'; exit 3"], 50, False, "failed (3)", "no / compiler"),
-        (["sh", "-c", "sleep 60 & wait"], 5.5, True, "cut off", ""),
+        (["sh", "-c", "echo half; sleep 60 & wait"], 5.5, False, "cut off", "half"),
         (["no-such-program"], 50, True, "skipped", "no-such-program is not on the PATH"),
-        (["sh", "-c", "exit 3"], 1, True, "skipped", "no time was left"),
+        (["true"], 1, False, "skipped", "no time was left"),
     ],
     ids=["ok", "failed", "cut-off", "missing", "no-time"],
 )
@@ -68,10 +68,20 @@ def test_how_a_step_ends_is_written_down(tmp_path, command, seconds, good, statu
     assert step["seconds"] < 30
 
 
+@pytest.mark.parametrize("cut_off", ["tests of the ops", "measuring"])
+def test_a_check_that_was_cut_off_has_not_succeeded(cut_off, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "_run", lambda step, seconds: (None if step.name == cut_off else 0, ""))
+    monkeypatch.setattr(gpu_check, "slug", lambda name: "card")
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--dry-run", "--out", str(tmp_path)])
+    assert gpu_check.main() == 1
+    steps = {step["name"]: step["status"] for step in json.loads((tmp_path / "card.json").read_text())["steps"]}
+    assert steps[cut_off] == "cut off" and list(steps.values()).count("ok") == 1
+
+
 def test_tests_that_failed_are_named():
     output = "tests/ops/test_a.py::test_b PASSED [ 5%]\n[gw0] [ 9%] FAILED tests/ops/test_a.py::test_c\n"
     step = gpu_check.Step("tests", [sys.executable, "-m", "pytest"], 1)
-    assert gpu_check._summary(step, output, False) == "1 passed, 1 failed; failed: tests/ops/test_a.py::test_c"
+    assert gpu_check._summary(step, 1, output) == "1 passed, 1 failed; failed: tests/ops/test_a.py::test_c"
 
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
