@@ -17,8 +17,8 @@ CUDA_LIBRARY = FOLDER / "libsfa_cuda.so"
 
 
 def load() -> None:
-    """Loads libsfa_cpu (all schemas, CPU kernels) and libsfa_cuda where it was built, runs on every GPU of this machine
-    and SFA_BACKEND does not ask for another backend; SFA_BACKEND=cuda loads it beside any torch with CUDA.
+    """Loads libsfa_cpu (all schemas, CPU kernels) and libsfa_cuda where it was built, runs on this machine's driver and
+    every GPU and SFA_BACKEND does not ask for another backend; SFA_BACKEND=cuda loads it beside any torch with CUDA.
 
     Raises ImportError if libsfa_cpu is missing or does not load.
     """
@@ -41,7 +41,8 @@ def cuda_obstacle() -> str | None:
         return None
     from sfa_ext import _C
 
-    return gpus.obstacle(torch.version.cuda, _C.build_facts()["cuda_archs"])
+    facts = _C.build_facts()
+    return gpus.obstacle(torch.version.cuda, facts["cuda_archs"], facts["cuda_compiler"])
 
 
 def _load(path: Path) -> None:
@@ -64,9 +65,20 @@ def has_kernel(op: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sfa::{op}", key)
 
 
-def below_autograd():
-    """Context in which calling an operator goes past its Autograd kernel to the backend's."""
-    return torch._C._AutoDispatchBelowAutograd()
+class below_autograd:
+    """Context in which calling an operator goes past its Autograd kernel to the backend's.
+
+    Errors of torch lose their type on their way through the stable ABI, before torch 2.13 also their text. One that
+    says that a GPU is out of memory is raised again as torch.OutOfMemoryError, for callers that then try less."""
+
+    def __enter__(self) -> None:
+        self._guard = torch._C._AutoDispatchBelowAutograd()
+        self._guard.__enter__()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+        self._guard.__exit__(kind, error, traceback)
+        if kind is RuntimeError and "out of memory" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from error
 
 
 def register_autocast(op: str, kernel: Callable[..., Any]) -> None:

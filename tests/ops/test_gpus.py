@@ -1,8 +1,9 @@
-"""Compiled CUDA kernels are used only where every GPU of the machine can run them."""
+"""Compiled CUDA kernels are used only where the driver and every GPU of the machine can run them."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,9 +36,11 @@ def test_what_was_built_runs_on_its_own_and_newer_gpus(archs, capability, runs):
 
 
 NVML = """
+#include <stdlib.h>
 typedef void* device;
 int nvmlInit_v2() { return 0; }
 int nvmlShutdown() { return 0; }
+int nvmlSystemGetCudaDriverVersion_v2(int* version) { *version = atoi(getenv("DRIVER")); return *version == 0; }
 int nvmlDeviceGetCount_v2(unsigned* count) { *count = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned number, device* d) { *d = (device)(number + 1L); return 0; }
 int nvmlDeviceGetCudaComputeCapability(device d, int* major, int* minor) {
@@ -48,21 +51,33 @@ int nvmlDeviceGetCudaComputeCapability(device d, int* major, int* minor) {
 """
 
 
-@pytest.fixture
-def machine_with_h100_and_v100(tmp_path: Path) -> dict[str, str]:
-    """Environment of a process whose driver knows these two."""
-    (tmp_path / "nvml.c").write_text(NVML)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", tmp_path / "nvml.c"], check=True)
-    return {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+@pytest.fixture(scope="module")
+def driver_of_h100_and_v100(tmp_path_factory) -> Path:
+    """Folder of a driver that knows these two, and the CUDA of the variable DRIVER."""
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "nvml.c").write_text(NVML)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", folder / "nvml.c"], check=True)
+    return folder
 
 
-def test_one_gpu_without_an_image_is_an_obstacle_that_says_so(machine_with_h100_and_v100):
-    code = f"from sfa_ext.ops import gpus; print(gpus.obstacle('13.0', {BUILT}), gpus.obstacle('12.6', ('7.0', '9.0')))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=machine_with_h100_and_v100, capture_output=True, text=True, check=True
-    )
-    built = ", ".join(BUILT)
-    assert done.stdout == f"they are built for compute capability {built}, and this machine has a GPU of 7.0 None\n"
+@pytest.mark.parametrize(
+    ("driver", "archs", "compiler", "obstacle"),
+    [
+        (13000, ("8.0", "9.0+PTX"), "nvcc 13.0.88", r"built for compute capability 8.0, 9.0\+PTX, .* has a GPU of 7.0"),
+        (12060, ("7.0", "9.0"), "nvcc 12.9.86", None),
+        (13000, ("7.0", "9.0"), "nvcc 12.9.86", None),
+        (12080, ("7.5", "9.0"), "nvcc 13.0.88", "built with nvcc 13.0.88, and .* driver knows CUDA up to 12.8"),
+        (12080, ("7.0+PTX",), "nvcc 12.9.86", "GPU of 9.0 they are PTX of nvcc 12.9.86, and .* CUDA up to 12.8"),
+        (12090, ("7.0+PTX",), "nvcc 12.9.86", None),
+        (0, ("7.0+PTX",), "nvcc 12.9.86", None),
+    ],
+    ids=["gpu", "same major", "newer", "driver", "PTX", "PTX that is known", "silent driver"],
+)
+def test_an_obstacle_says_what_is_missing(driver, archs, compiler, obstacle, driver_of_h100_and_v100):
+    code = f"from sfa_ext.ops import gpus; print(gpus.obstacle('13.0', {archs}, '{compiler}'))"
+    variables = {**os.environ, "LD_LIBRARY_PATH": str(driver_of_h100_and_v100), "DRIVER": str(driver)}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert re.search(obstacle or "^None$", done.stdout), done.stdout
 
 
 @pytest.mark.parametrize(
@@ -80,7 +95,7 @@ def test_the_cuda_library_is_loaded_only_where_it_is_wanted_and_runs(wish, obsta
     loaded = []
     monkeypatch.setattr(_library, "CUDA_LIBRARY", tmp_path / "libsfa_cuda.so")
     monkeypatch.setattr(_library, "_load", loaded.append)
-    monkeypatch.setattr(gpus, "obstacle", lambda torch_cuda, archs: obstacle)
+    monkeypatch.setattr(gpus, "obstacle", lambda *built: obstacle)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.delenv("SFA_BACKEND", raising=False)
     if wish is not None:
@@ -97,4 +112,4 @@ def test_the_cuda_library_is_loaded_only_where_it_is_wanted_and_runs(wish, obsta
 
 
 def test_a_torch_without_cuda_is_an_obstacle():
-    assert gpus.obstacle(None, BUILT) == "this torch is one without CUDA"
+    assert gpus.obstacle(None, BUILT, "nvcc 13.0.88") == "this torch is one without CUDA"
