@@ -44,7 +44,8 @@ def steps(dry_run: bool) -> list[Step]:
     """What is done before measuring."""
     pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:benchmark"]
     if dry_run:
-        chosen = ["-p", "no:xdist", "tests/ops/test_swap_values.py", "-k", "cpu and exchanges and uint8 and operator"]
+        two = "cpu and exchanges and uint8 and int64 and operator"
+        chosen = ["-p", "no:xdist", "tests/ops/test_swap_values.py", "-k", two]
         return [Step("tests of the ops", [*pytest, *chosen], 0.8)]
     workers = ["-n", str(min(8, os.cpu_count() or 1))]
     # Memory straight from the driver: the caching allocator would hide a stray access behind its own blocks.
