@@ -73,12 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", metavar="RUN", help="folder of a finished run")
     evaluate.add_argument("--split", choices=("val", "test"), default="val", help="(default: %(default)s)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+    _view_arguments(evaluate)
     evaluate.add_argument("--device", default="auto")
 
     predict = _command(commands, "predict", _predict, "draw what a run finds in image files")
     predict.add_argument("folder", metavar="RUN", help="folder of a finished run")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     predict.add_argument("--out", help="folder for the pictures (default: RUN/predictions)")
+    _view_arguments(predict)
     predict.add_argument("--device", default="auto")
 
     params = _command(commands, "params", _params, "what recipes or methods train, counted without training")
@@ -173,6 +175,15 @@ def _recipe_arguments(parser: argparse.ArgumentParser, default: str | None = Non
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="for example optim.lr=0.001 method.name=full")
 
 
+def _view_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta", metavar="ZOOM", nargs="*", type=float, help="average over zooms and mirror images (default: the usual)"
+    )
+    parser.add_argument(
+        "--window", metavar="PIXELS", nargs="?", type=int, const=0, help="slide a window (default: the training crop)"
+    )
+
+
 def _demo(options: argparse.Namespace) -> None:
     from sfa_ext.demo import demo
 
@@ -206,7 +217,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     from sfa_ext.training import evaluate
 
-    figures = evaluate.evaluate_run(options.folder, options.split, options.device)
+    figures = evaluate.evaluate_run(options.folder, options.split, options.device, options.tta, options.window)
     print(json.dumps(figures) if options.json else evaluate.table(figures))
 
 
@@ -229,7 +240,7 @@ def _check(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from sfa_ext.training import predict, run
 
-    _, model, _ = run.open_run(options.folder, options.device, dynamic=True)
+    _, model, _ = run.open_run(options.folder, options.device, True, options.tta, options.window)
     folder = options.out or Path(options.folder) / "predictions"
     for image, overlay in predict.predict_files(model, options.images, folder):
         print(f"{image} -> {overlay}")

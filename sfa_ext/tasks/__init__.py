@@ -8,7 +8,8 @@ A task is an nn.Module built over maps at strides 4, 8, 16 and 32 that offers
     figures -> the figures of its metric that tables show, of its class; the first is its headline, which runs are
         compared and chosen by
 and knows neither the backbone nor the method that adapts it. `sfa_ext.data` says what a batch holds. A task that can do
-without classes has needs_classes = False, one that reads no boxes, labels and masks has needs_instances = False.
+without classes has needs_classes = False, one that reads no boxes, labels and masks has needs_instances = False, one
+whose test-time augmentation is not usually that of multi-scale mIoU has zooms of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import nn
 
 from .figures import Figure
 
+MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale mIoU
 PYRAMID_WIDTH = 256  # channels of each map of a feature pyramid, at most (ViTDet)
 
 # name: (module, settings class, task class); modules load only when their task is asked for.
@@ -31,6 +33,7 @@ _TASKS = {
     "maskrcnn": ("maskrcnn", "MaskRcnnSettings", "MaskRcnn"),
     "mask2former": ("segmentation", "Mask2FormerSettings", "SemanticSegmentation"),
     "pretrain": ("dense", "PretrainSettings", "PretrainTask"),
+    "uper": ("uper", "UperSettings", "UperTask"),
 }
 
 
@@ -51,6 +54,15 @@ def figures(name: str) -> tuple[Figure, ...]:
 def needs_instances(name: str) -> bool:
     """Whether the task called `name` reads boxes, labels and masks. Raises ValueError: no task has that name."""
     return getattr(_task_class(name), "needs_instances", True)
+
+
+def zooms(name: str) -> tuple[float, ...]:
+    """The usual zooms of test-time augmentation for the task called `name`, 1 being the scale of training.
+
+    Raises:
+        ValueError: no task has that name.
+    """
+    return getattr(_task_class(name), "zooms", MULTI_SCALE)
 
 
 def settings_class(name: str) -> type:

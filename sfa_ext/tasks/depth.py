@@ -71,6 +71,7 @@ class DepthTask(nn.Module):
         Figure("delta1", "delta < 1.25", "%"),
     )
     needs_classes = False
+    zooms = (1.0,)  # mirror images alone, as the benchmarks of depth have it
     needs_instances = False
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sfa_ext import data
 from sfa_ext.data.loading import eval_loader
 from sfa_ext.data.unreadable import SHARE, Unreadable
+from sfa_ext.files import write_text
 from sfa_ext.training.model import Model
 from sfa_ext.training.run import open_run
 
@@ -28,7 +29,7 @@ def evaluate(
     bad_share: float = SHARE,
     warn: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """The task's metrics over the whole of `dataset`, single scale, at the images' own size.
+    """The task's metrics over the whole of `dataset`, at the images' own size.
 
     Samples that cannot be read are told to `warn` (default: to standard error), left out, and counted as "unreadable"
     among the figures. Raises DataError where they are more than `bad_share` of all.
@@ -56,16 +57,29 @@ def _warn(message: str) -> None:
     tqdm.write(f"sfa: warning: {message}", file=sys.stderr)
 
 
-def evaluate_run(folder: str | Path, split: str = "val", device: str = "auto") -> dict[str, float]:
-    """Figures of a finished run on its "val" or "test" split. Raises ValueError where its recipe has no such split."""
-    recipe, model, _ = open_run(folder, device)
+def evaluate_run(
+    folder: str | Path,
+    split: str = "val",
+    device: str = "auto",
+    tta: Sequence[float] | None = None,
+    window: int | None = None,
+) -> dict[str, float]:
+    """Figures of a finished run on its "val" or "test" split, which also go into RUN/eval-SPLIT.txt as a table.
+
+    tta, window: see `open_run`. Raises ValueError where the recipe has no such split.
+    """
+    recipe, model, _ = open_run(folder, device, tta=tta, window=window)
     settings = getattr(recipe.data, split)
     if settings is None:
         raise ValueError(f"split: the recipe of {folder} names no {split} split")
     dataset = data.build(recipe.data.name, **recipe.data.settings, **settings)
     where = next(model.task.parameters()).device
     optim = recipe.optim
-    return evaluate(model, dataset, where, optim.batch, optim.precision, quiet=False, bad_share=recipe.data.bad_share)
+    figures = evaluate(
+        model, dataset, where, optim.batch, optim.precision, quiet=False, bad_share=recipe.data.bad_share
+    )
+    write_text(Path(folder) / f"eval-{split}.txt", f"{split}, {model.views.text}\n\n{table(figures)}\n")
+    return figures
 
 
 def table(figures: dict[str, float]) -> str:

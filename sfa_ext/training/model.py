@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfa_ext import backbones, tasks
 from sfa_ext.methods import Adaptation, adapt, resolve
 from sfa_ext.tasks import inference
+from sfa_ext.tasks.inference import Views
 from sfa_ext.training.recipe import Recipe
 from sfa_ext.training.seeds import derive, stream
 
@@ -42,6 +43,7 @@ class Model:
     crop: int
     side: str  # of an image that the crop is as long as, see `data.augment.reference_length`
     dynamic: bool  # whether the backbone takes images of any size
+    views: Views = Views()  # noqa: RUF009  (frozen); how `predict` looks at images
 
     def train(self, mode: bool = True) -> None:
         self.backbone.train(mode)
@@ -49,7 +51,7 @@ class Model:
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """As `tasks.inference.predict`, at the scale of the training crop."""
-        return inference.predict(self.backbone, self.task, images, self.crop, self.side)
+        return inference.predict(self.backbone, self.task, images, self.crop, self.side, self.views)
 
     def state(self) -> dict[str, Tensor]:
         """All that differs from the bare backbone: the method's tensors and the head, as a flat dict."""

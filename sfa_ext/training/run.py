@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sfa_ext import deltas
+from sfa_ext import deltas, tasks
 from sfa_ext.backbones import fingerprint, plain_state
+from sfa_ext.tasks.inference import Views
 from sfa_ext.training.folder import CONFIG, TASK
 from sfa_ext.training.model import Classes, Model, build, build_backbone, pick_device
 from sfa_ext.training.recipe import Recipe, from_dict, load
 
 
 def open_run(
-    folder: str | Path, device: str = "auto", dynamic: bool | None = None
+    folder: str | Path,
+    device: str = "auto",
+    dynamic: bool | None = None,
+    tta: Sequence[float] | None = None,
+    window: int | None = None,
 ) -> tuple[Recipe, Model, dict[str, Any]]:
-    """Recipe, model and meta of the run in `folder`; with `dynamic` the model takes images of any size.
+    """Recipe, model and meta of the run in `folder`.
+
+    Args:
+        folder: of a finished run.
+        device: as a recipe names it.
+        dynamic: take images of any size; None decides by the data set.
+        tta: zooms that predictions are averaged over, each also mirrored; empty for those usual for the task.
+        window: pixels of the windows that images are seen in; 0 for those of the training crop.
 
     Raises FileNotFoundError where there is no finished run, ValueError where its task file is truncated or belongs
     to another backbone.
@@ -30,12 +43,15 @@ def open_run(
     recipe = load(folder / CONFIG)
     task = deltas.read(folder / TASK)
     classes = Classes(tuple(task.meta["classes"]), tuple(task.meta["objects"]), task.meta["palette"])
-    model = build(recipe, classes, pick_device(device), dynamic)
+    scales = (1.0,) if tta is None else tuple(tta) or tasks.zooms(recipe.task.name)
+    views = Views(scales, mirror=tta is not None, window=recipe.data.crop if window == 0 else window)
+    model = build(recipe, classes, pick_device(device), dynamic if views.plain else True)
     try:
         deltas.restore(task, model.adaptation, model.task)
     except ValueError as error:
         raise ValueError(f"{folder / TASK}: {error}") from error
     model.train(False)
+    model.views = views
     return recipe, model, task.meta
 
 

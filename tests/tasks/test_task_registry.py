@@ -10,7 +10,9 @@ from sfa_ext import tasks
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="unknown task 'segment'; known: depth, fpn, mask2former, maskrcnn, pretrain"):
+    with pytest.raises(
+        ValueError, match="unknown task 'segment'; known: depth, fpn, mask2former, maskrcnn, pretrain, uper"
+    ):
         tasks.build("segment", None, CHANNELS, CLASSES)
     with pytest.raises(ValueError, match="unknown setting querys of task 'mask2former'; known: size, .*queries"):
         tasks.build("mask2former", {"querys": 3}, CHANNELS, CLASSES)
@@ -30,6 +32,8 @@ def test_unknown_names_list_the_known_ones():
         ("mask2former", {"oversample": 0.5}, "oversample .* got 0.5"),
         ("mask2former", {"mask_weight": -1.0}, "mask_weight .* got -1"),
         ("fpn", {"width": 20}, "width .* got 20"),
+        ("uper", {"width": 20}, "width .* got 20"),
+        ("uper", {"bins": ()}, r"bins .* got \(\)"),
         ("maskrcnn", {"neck": "pan"}, "neck must be one of fpn, bifpn, got 'pan'"),
         ("maskrcnn", {"detections": 0}, "detections .* got 0"),
         ("maskrcnn", {"nms_threshold": 1.5}, "nms_threshold .* got 1.5"),

@@ -68,6 +68,14 @@ def test_eval_and_predict(run, tmp_path, capsys):
     assert cli.main(["eval", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "rmse_image" in out and "class" not in out
+    assert (folder / "eval-val.txt").read_text() == f"val, single scale\n\n{out}"
+    assert cli.main(["eval", str(folder), "--tta", "--json"]) == 0  # the zooms usual for depth: mirror images alone
+    mirrored = json.loads(capsys.readouterr().out)
+    assert mirrored["rmse"] != figures["rmse"] and "single scale, with mirror" in (folder / "eval-val.txt").read_text()
+    assert cli.main(["eval", str(folder), "--window", "--tta", "1", "2", "--json"]) == 0
+    assert "scales 1, 2, with mirror images, windows of 64" in (folder / "eval-val.txt").read_text()
+    assert cli.main(["eval", str(folder), "--window", "8"]) == 2
+    assert "window must be at least 32 pixels, got 8" in capsys.readouterr().err
     photo = tmp_path / "photo.png"
     Image.new("RGB", (90, 70), (90, 120, 60)).save(photo)
     assert cli.main(["predict", str(folder), str(photo), "--out", str(tmp_path / "out")]) == 0

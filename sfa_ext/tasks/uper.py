@@ -1,0 +1,121 @@
+"""Semantic segmentation by pyramid pooling and an FPN whose levels are all fused: a light UPerNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fpn import pixel_cross_entropy, resized
+from .metrics import SEGMENTATION_FIGURES, SegmentationMetric
+
+
+@dataclass(frozen=True)
+class UperSettings:
+    """Settings of the UPerNet head (Xiao et al., "Unified Perceptual Parsing", 2018)."""
+
+    sizes: ClassVar[dict[str, dict]] = {"paper": {}, "small": {"width": 64, "bins": (1, 2, 3)}}
+
+    width: int = field(default=512, metadata={"help": "channels of every level and of what is fused"})
+    bins: tuple[int, ...] = field(
+        default=(1, 2, 3, 6), metadata={"help": "sides of the grids that the coarsest map is averaged to"}
+    )
+    dropout: float = field(default=0.1, metadata={"help": "share of channels left out before the classifier"})
+
+    def __post_init__(self) -> None:
+        if self.width < 8 or self.width % 8:
+            raise ValueError(f"width must be a positive multiple of 8 (eight groups are normalised), got {self.width}")
+        if not self.bins or min(self.bins) < 1:
+            raise ValueError(f"bins must be grid sides from 1 on, for example [1, 2, 3, 6]; got {self.bins}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+
+class UperTask(nn.Module):
+    """Per-pixel cross entropy on a pyramid-pooled and fused FPN. GroupNorm in place of BatchNorm: batches are small.
+
+    Args:
+        settings: see UperSettings.
+        channels: channels of the four maps (strides 4, 8, 16, 32).
+        class_names: names of the classes in the order of the label values.
+        object_classes: label values that count as objects in "miou_objects".
+
+    batch: "semantic" int64 [B, H, W], 255 = ignore.
+    """
+
+    figures = SEGMENTATION_FIGURES
+    needs_instances = False
+
+    def __init__(
+        self,
+        settings: UperSettings,
+        channels: Sequence[int],
+        class_names: Sequence[str],
+        object_classes: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.class_names, self.object_classes = tuple(class_names), tuple(object_classes)
+        width, coarsest = settings.width, channels[-1]
+        self.pooled = nn.ModuleList(_block(coarsest, width, 1) for _ in settings.bins)
+        self.gathered = _block(coarsest + len(settings.bins) * width, width, 3)
+        self.lateral = nn.ModuleList(_block(c, width, 1) for c in channels[:-1])
+        self.smooth = nn.ModuleList(_block(width, width, 3) for _ in channels[:-1])
+        self.fuse = _block(len(channels) * width, width, 3)
+        self.dropout = nn.Dropout2d(settings.dropout)
+        self.semantic = nn.Conv2d(width, len(self.class_names), 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew from torch's default generator."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module is self.semantic else "relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.GroupNorm):
+                module.reset_parameters()
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Float32 scores [B, C, h, w] at the finest map's size."""
+        if len(maps) != len(self.lateral) + 1:
+            raise ValueError(f"maps must be {len(self.lateral) + 1} feature maps, got {len(maps)}")
+        levels = [project(m) for project, m in zip(self.lateral, maps, strict=False)]
+        levels.append(self._pyramid_pooled(maps[-1]))
+        for i in range(len(levels) - 2, -1, -1):
+            levels[i] = levels[i] + resized(levels[i + 1], levels[i].shape[-2:])
+        fused = [smooth(level) for smooth, level in zip(self.smooth, levels, strict=False)] + levels[-1:]
+        fused = torch.cat([fused[0], *(resized(m, fused[0].shape[-2:]) for m in fused[1:])], 1)
+        return self.semantic(self.dropout(self.fuse(fused))).float()
+
+    def _pyramid_pooled(self, coarsest: Tensor) -> Tensor:
+        size = coarsest.shape[-2:]
+        pooled = (
+            block(F.adaptive_avg_pool2d(coarsest, side))
+            for block, side in zip(self.pooled, self.settings.bins, strict=True)
+        )
+        return self.gathered(torch.cat([coarsest, *(resized(p, size) for p in pooled)], 1))
+
+    def loss(self, maps: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss and its detached term "semantic"."""
+        term = pixel_cross_entropy(self(maps), batch["semantic"])
+        return term, {"semantic": term.detach()}
+
+    @torch.no_grad()
+    def predict(self, maps: Sequence[Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """Probabilities "semantic" [B, C, H, W] at `size`."""
+        return {"semantic": resized(self(maps), size).softmax(1)}
+
+    def metrics(self) -> SegmentationMetric:
+        """A fresh metric: "miou", "miou_objects", "pixel_accuracy", "iou/NAME"."""
+        return SegmentationMetric(self.class_names, self.object_classes)
+
+
+def _block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.GroupNorm(8, outputs), nn.ReLU()
+    )
