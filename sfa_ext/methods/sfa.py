@@ -139,6 +139,7 @@ class SFAAdaptation(Adaptation):
         self.search: Search | None = None
         self._sparse: SparseAdamW | None = None
         self._fixed = False  # whether the mask was found elsewhere
+        self._seed = seed
         backbone.requires_grad_(False)
         if self.dim:
             self._install(seed)
@@ -235,7 +236,8 @@ class SFAAdaptation(Adaptation):
             self.search = Search.over(self.selection)
         else:
             scheduled = self._schedule(steps)
-            self.search = Search(self.selection, scheduled, settings.criterion, settings.scope, settings.granularity)
+            kind = (settings.criterion, settings.scope, settings.granularity)
+            self.search = Search(self.selection, scheduled, *kind, self._seed)
         if two_phases:
             external = [p for _, p in self.named_parameters()]
             self._sparse = TwoPhaseAdamW(groups, self.search, external=external, switch=steps, **defaults)
@@ -312,7 +314,7 @@ class SFAAdaptation(Adaptation):
     def optimizer_bytes(self) -> tuple[int, int]:
         moments, _ = super().optimizer_bytes()
         # Until the last round: a score for every candidate, or theta_0 and two moments where all of them are trained.
-        words = 3 if self.settings.criterion == "displacement" else 1
+        words = {"displacement": 3, "random": 0}.get(self.settings.criterion, 1)
         eligible = sum(w.numel() for w in self.selection.weights.values()) if self.total else 0
         return moments, moments + 4 * words * eligible
 

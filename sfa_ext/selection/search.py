@@ -13,8 +13,9 @@ from sfa_ext.selection.schedule import Schedule
 from sfa_ext.selection.selection import Selection
 
 # gradient: |sum of g| (Algorithm 1, line 8); absolute: sum of |g|; squared: sum of g^2;
-# displacement: |theta_0 - theta_t| after everything trained through the round (Eq. 4, literally).
-CRITERIA = ("gradient", "absolute", "squared", "displacement")
+# displacement: |theta_0 - theta_t| after everything trained through the round (Eq. 4, literally);
+# random: numbers drawn at random, the control that tells what any choice by gradients is worth.
+CRITERIA = ("gradient", "absolute", "squared", "displacement", "random")
 SCOPES = ("global", "layer")
 # element: single weights. row: whole output channels, as many as fit, so a few weights less than the schedule's total.
 GRANULARITIES = ("element", "row")
@@ -32,6 +33,7 @@ class Search:
     schedule: how many weights in how many rounds.
     criterion, scope, granularity: one of CRITERIA, of SCOPES, of GRANULARITIES. Scope "layer" takes the same share of
         every weight tensor.
+    seed: seed of the criterion "random", the same weights on any device; None draws one from torch's generator.
 
     Raises ValueError for an unknown criterion, scope or granularity, or a schedule of more weights than there are.
     """
@@ -43,6 +45,7 @@ class Search:
         criterion: str = "gradient",
         scope: str = "global",
         granularity: str = "element",
+        seed: int | None = None,
     ):
         if criterion not in CRITERIA:
             raise ValueError(f"criterion: unknown {criterion!r}, known: {', '.join(CRITERIA)}")
@@ -59,12 +62,14 @@ class Search:
         self.criterion = criterion
         self.scope = scope
         self.granularity = granularity
+        # Half of what a generator takes, which leaves room for one seed a round.
+        self.seed = 0 if criterion != "random" else int(torch.randint(2**62, ())) if seed is None else seed // 2
         self.step = 0
         self.round = 0
         self.scores: dict[str, Tensor] = {}
         if schedule.total == 0:
             self.round = schedule.rounds
-        elif criterion != "displacement":
+        elif self.accumulates:
             self.scores = {n: torch.zeros_like(w, dtype=_score_dtype(w)) for n, w in self.weights.items()}
         self.start = {n: w.detach().clone() for n, w in self.weights.items()} if self.trains_all else {}
 
@@ -81,6 +86,11 @@ class Search:
         return self.round == self.schedule.rounds
 
     @property
+    def accumulates(self) -> bool:
+        """True for the criteria that add up gradients."""
+        return self.criterion not in ("displacement", "random")
+
+    @property
     def trains_all(self) -> bool:
         """True while every candidate must be trained, not only scored (criterion "displacement")."""
         return self.criterion == "displacement" and not self.finished
@@ -95,7 +105,7 @@ class Search:
 
     def score(self) -> None:
         """Adds the present gradients of the candidates to their scores."""
-        if self.criterion == "displacement" or self.finished:
+        if not self.accumulates or self.finished:
             return
         seen = [n for n, w in self.weights.items() if w.grad is not None]
         torch.ops.sfa.accumulate_scores_(
@@ -119,6 +129,8 @@ class Search:
         if self.criterion == "displacement":
             moved = {n: w.detach() - self.start[n] for n, w in self.weights.items()}
             picked = self._rank({n: m.to(_score_dtype(m)) for n, m in moved.items()})
+        elif self.criterion == "random":
+            picked = self._rank(self._random_scores())
         else:
             picked = self._rank(self.scores)
         orders = self._take(picked)
@@ -128,6 +140,11 @@ class Search:
         if self.finished:
             self.scores, self.start = {}, {}
         return orders
+
+    def _random_scores(self) -> dict[str, Tensor]:
+        """Scores that depend on the seed and the round alone."""
+        generator = torch.Generator().manual_seed(self.seed + self.round)
+        return {n: torch.rand(w.shape, generator=generator).to(w.device) for n, w in self.weights.items()}
 
     def _rank(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         excluded = [e.index for _, e in self.selection]

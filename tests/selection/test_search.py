@@ -132,6 +132,26 @@ def test_selection_state_is_refused_for_other_weights():
         Selection(weights((2, 2))).load_state({**state, "w0/index": torch.tensor([1, 2, 3, 9])})
 
 
+def test_a_random_search_follows_its_seed_alone_and_covers_all_weights():
+    def selected(seed, gradients):
+        candidates = weights((50, 40), (1000,))
+        search = Search(Selection(candidates), Schedule(600, 3, 1), "random", seed=seed)
+        for step in range(3):
+            give_gradients(candidates, gradients + step)
+            search.score()
+            search.observe()
+            search.select()
+        assert search.finished and search.selection.count() == 600
+        return torch.cat([e.index + 2000 * (n == "w1") for n, e in search.selection])
+
+    first = selected(2**63 - 1, 0)
+    assert torch.equal(first, selected(2**63 - 1, 77))
+    other = selected(5, 0)
+    # Two independent choices of 600 of 3000 share 120 on average, with a standard deviation of about 9.
+    assert 80 < len(set(first.tolist()) & set(other.tolist())) < 160
+    assert 320 < (first < 2000).sum() < 480  # 400 expected
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

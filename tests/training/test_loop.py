@@ -53,6 +53,7 @@ def stop_before(step, monkeypatch):
 METHODS = {
     "sfa": [],
     "displacement": ["method.settings.criterion=displacement"],
+    "random": ["method.settings.criterion=random"],
     "internal first": ["method.settings.order=internal_first", "method.settings.phase=0.7"],
     "full": ["method.name=full"],
     "vpt": ["method.name=vpt", "method.settings={tokens: 3}", "backbone.drop_path=0.2"],
