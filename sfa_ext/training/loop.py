@@ -19,12 +19,12 @@ from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
 from sfa_ext.data.unreadable import Unreadable
 from sfa_ext.files import write_text
-from sfa_ext.training import checkpoint, schedule
+from sfa_ext.training import checkpoint, memory, schedule
 from sfa_ext.training.evaluate import evaluate
 from sfa_ext.training.folder import CHECKPOINT, CONFIG, TASK
 from sfa_ext.training.log import Log, Rate
 from sfa_ext.training.model import Classes, Model, build, pick_device
-from sfa_ext.training.recipe import Recipe
+from sfa_ext.training.recipe import WITHOUT_EFFECT, Recipe
 from sfa_ext.training.run import task_file
 from sfa_ext.training.seeds import derive, stream
 
@@ -65,6 +65,7 @@ class Fit:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=optim.precision == "fp16")
         self.step, self.skipped, self.seconds = 0, 0, 0.0
+        self.stepping, self.peak_memory = 0.0, 0  # seconds of the steps alone; bytes
         self.results: dict[str, dict[str, float]] = {}
         if (self.folder / CHECKPOINT).is_file():
             self._resume()
@@ -103,9 +104,12 @@ class Fit:
     def _train(self, log: Log) -> None:
         recipe, steps = self.recipe, self.recipe.optim.steps
         self.model.train()
+        memory.restart_peak(self.device)
         rate, batches, started = Rate(), self._batches(), time.perf_counter()
         while self.step < steps:
+            begun = time.perf_counter()
             numbers = self._one_step(batches)
+            self.stepping += time.perf_counter() - begun
             self.step += 1
             for message in self.unreadable.news():
                 log.warn("unreadable", self.step, f"{message}; left out")
@@ -120,9 +124,9 @@ class Fit:
             if recipe.eval_every and self.step % recipe.eval_every == 0 and self.step < steps:
                 self._evaluate(log, "val")
             if recipe.save_every and self.step % recipe.save_every == 0 and self.step < steps:
-                started = self._count_seconds(started)
+                started = self._count_costs(started)
                 self._save()
-        self._count_seconds(started)
+        self._count_costs(started)
         self._save()
 
     def _one_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
@@ -226,6 +230,9 @@ class Fit:
             "recipe": self.recipe.as_dict(),
             "results": self.results,
             "seconds": self.seconds,
+            "step_seconds": self.stepping / self.recipe.optim.steps,
+            "peak_memory": self.peak_memory,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "parameters": self._parameters(),
         }
 
@@ -234,19 +241,21 @@ class Fit:
         return dataclasses.asdict(report) | {"share": report.share}
 
     def _save(self) -> None:
-        meta = {"step": self.step, "skipped": self.skipped, "seconds": self.seconds, "results": self.results}
-        meta["unreadable"] = self.unreadable.positions
+        kept = ("step", "skipped", "seconds", "stepping", "peak_memory", "results")
+        meta = {name: getattr(self, name) for name in kept} | {"unreadable": self.unreadable.positions}
         checkpoint.save(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler, meta)
 
     def _resume(self) -> None:
         meta = checkpoint.load(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler)
         self.step, self.skipped, self.seconds = meta["step"], meta["skipped"], meta["seconds"]
+        self.stepping, self.peak_memory = meta.get("stepping", 0.0), meta.get("peak_memory", 0)
         self.results = meta["results"]
         self.unreadable = Unreadable(len(self.train_set), self.recipe.data.bad_share, meta.get("unreadable", ()))
 
-    def _count_seconds(self, started: float) -> float:
+    def _count_costs(self, started: float) -> float:
         now = time.perf_counter()
         self.seconds += now - started
+        self.peak_memory = max(self.peak_memory, memory.peak(self.device))
         return now
 
     def _claim_folder(self) -> None:
@@ -262,7 +271,7 @@ class Fit:
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
     """Where two recipes differ, as "key: old -> new"; settings that do not change the result are left out."""
-    if where in ("threads", "device", "data.workers", "data.bad_share", "save_every"):
+    if where in WITHOUT_EFFECT:
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
-
 from sfa_ext.methods import setting_names
-from sfa_ext.training.recipe_files import find, names, read
+from sfa_ext.training import typed
 
-__all__ = ["BackboneRecipe", "DataRecipe", "MethodRecipe", "OptimRecipe", "PartRecipe", "Recipe", "find", "from_dict"]
-__all__ += ["load", "names"]
+_FOLDER = "recipes"
+
+WITHOUT_EFFECT = ("threads", "device", "data.workers", "data.bad_share", "save_every")
+"""Keys of a recipe that do not change what a run of it gives."""
 
 
 @dataclass
@@ -139,6 +139,11 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def names() -> list[str]:
+    """Names of the recipes in the package."""
+    return typed.names(_FOLDER)
+
+
 def load(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """The recipe in file `source`, or the package's recipe of that name, with `key.path=value` overrides.
 
@@ -146,20 +151,14 @@ def load(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Rec
     of the wrong type, naming it.
     """
     path = find(source)
-    values = read(path)
-    arguments = []
-    values = _settings_that_fit(values, overrides)
-    for override in overrides:
-        key, mark, value = override.partition("=")
-        if not mark or not key:
-            raise ValueError(f"override {override!r}: must be written key=value, for example optim.lr=0.001")
-        arguments.append(f"--{key}={value}")
-    return _parse(values, arguments, str(path))
+    values = typed.read(path, _FOLDER, "recipe")
+    arguments = typed.arguments(overrides)
+    return typed.parse(Recipe, _settings_that_fit(values, overrides), arguments, f"recipe {path}")
 
 
 def from_dict(values: dict[str, Any], where: str) -> Recipe:
     """The recipe that `Recipe.as_dict` gave. Raises ValueError for an unknown key or a wrong type, after `where`."""
-    return _parse(values, [], where)
+    return typed.parse(Recipe, values, [], f"recipe {where}")
 
 
 def _settings_that_fit(values: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
@@ -172,18 +171,9 @@ def _settings_that_fit(values: dict[str, Any], overrides: list[str] | tuple[str,
     return values | {"method": method | {"settings": {k: v for k, v in method["settings"].items() if k in known}}}
 
 
-def _parse(values: dict[str, Any], arguments: list[str], where: str) -> Recipe:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe)
-    try:
-        base = parser.parse_object(values)
-        parsed = parser.parse_args(arguments, namespace=base)
-        return _build(parser, parsed)
-    except Exception as error:  # jsonargparse reports every kind of bad value through its own ArgumentError
-        text = " ".join(str(error).split())
-        raise ValueError(f"recipe {where}: {text}") from error
-
-
-def _build(parser: ArgumentParser, parsed: Namespace) -> Recipe:
-    made = parser.instantiate(parsed)
-    return Recipe(**{f.name: getattr(made, f.name) for f in dataclasses.fields(Recipe)})
+def find(source: str | Path) -> Path:
+    """Path of a recipe file or of a recipe in the package. Raises FileNotFoundError, listing the known names."""
+    path = Path(source)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    return typed.find(source, _FOLDER, "recipe")
