@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--json", action="store_true", help="print JSON")
 
     _data_commands(commands)
+    _compare_command(commands)
     _delta_commands(commands)
     _selection_commands(commands)
 
@@ -123,6 +124,17 @@ def _data_commands(commands) -> None:
     check.add_argument("--split", nargs="+", metavar="NAME", default=[], help="splits to look at (default: all)")
     check.add_argument("--workers", type=int, default=0, help="processes that read (default: this one)")
     check.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _compare_command(commands) -> None:
+    compare = _command(commands, "compare", _compare, "run a study: methods or variants, paired seeds, tuned alike")
+    compare.add_argument("study", metavar="STUDY", help="a YAML file, or the name of a study in the package")
+    compare.add_argument("overrides", metavar="key=value", nargs="*", help="for example jobs=8 overrides+=device=cuda")
+    compare.add_argument("--out", help="folder of records and runs (default: runs/STUDY)")
+    compare.add_argument("--report", metavar="FILE.md", help="report to write (default: OUT/report.md)")
+    compare.add_argument("--report-only", action="store_true", help="run nothing, write the report of what is there")
+    compare.add_argument("--time-limit", type=float, metavar="SECONDS", help="start no run after so many seconds")
+    compare.add_argument("--quiet", action="store_true", help="no line for each run")
 
 
 def _delta_commands(commands) -> None:
@@ -246,6 +258,19 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"{image} -> {overlay}")
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from sfa_ext.studies import compare, study
+
+    chosen = study.load(options.study, options.overrides)
+    folder = Path(options.out or f"runs/{Path(options.study).name.removesuffix('.yaml')}")
+    report = None if options.report is None else Path(options.report)
+    if options.report_only:
+        path = compare.write_report(chosen, folder, report)
+    else:
+        path = compare.compare(chosen, folder, report, options.time_limit, options.quiet)
+    print(f"{path.read_text(encoding='utf-8')}\n{path}")
+
+
 def _selection_commands(commands) -> None:
     selection = commands.add_parser("selection", help="where the selected weights are, and what two runs both select")
     parts = selection.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -254,7 +279,7 @@ def _selection_commands(commands) -> None:
     show.add_argument("files", metavar="RUN", nargs="+", help="folders of finished runs, or task files")
     show.add_argument("--out", default="runs/selection", help="folder to write (default: %(default)s)")
 
-    compare = _command(parts, "compare", _compare, "what two runs both select, against chance, table and picture")
+    compare = _command(parts, "compare", _overlap, "what two runs both select, against chance, table and picture")
     compare.add_argument("first", metavar="RUN", help="folder of a finished run, or a task file")
     compare.add_argument("second", metavar="RUN", help="folder of a finished run, or a task file")
     compare.add_argument("--out", default="runs/selection", help="folder to write (default: %(default)s)")
@@ -268,7 +293,7 @@ def _show(options: argparse.Namespace) -> None:
     print(f"{path.read_text(encoding='utf-8')}\n{path}")
 
 
-def _compare(options: argparse.Namespace) -> None:
+def _overlap(options: argparse.Namespace) -> None:
     from sfa_ext.report import selection
     from sfa_ext.training.run import task_file
 

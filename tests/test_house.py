@@ -30,6 +30,7 @@ FLOORS = {
     "training": {"ops", "data", "selection", "optim", "backbones", "tasks", "methods", "deltas", "env", "files"},
 }
 FLOORS["serve"] = {"deltas", "tasks", "training"}
+FLOORS["studies"] = {"backbones", "tasks", "training", "report"}
 FLOORS["demo"] = {"data", "report", "training", "files"}
 FLOORS["cli"] = set(FLOORS)
 

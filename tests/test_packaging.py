@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_what_the_package_needs_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = ("*.py", "recipes/*.yaml", "recipes/*/*.yaml", "checkpoints/*", "serve/*.html", "py.typed")
+    kinds = ("*.py", "recipes/*.yaml", "recipes/*/*.yaml", "studies/*.yaml", "checkpoints/*", "serve/*.html", "py.typed")
     package = ROOT / "sfa_ext"
     expected = {path.relative_to(ROOT).as_posix() for kind in kinds for path in package.rglob(kind)}
     expected |= {"sfa_ext/_lib/libsfa_cpu.so", "sfa_ext/_C" + sysconfig.get_config_var("EXT_SUFFIX")}
@@ -107,7 +107,7 @@ def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*")}
-    needed |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "sfa_ext" / "recipes").rglob("*.yaml")}
+    needed |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "sfa_ext").rglob("*.yaml")}
     needed |= {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "build_backend/sfa_build_backend.py"}
     assert needed <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]

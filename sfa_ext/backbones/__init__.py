@@ -1,6 +1,13 @@
 """Vision transformers from timm: building them and naming the places where a method may act."""
 
-from sfa_ext.backbones.build import BACKBONE_CLASSES, build, fingerprint, load_weights, save_weights
+from sfa_ext.backbones.build import (
+    BACKBONE_CLASSES,
+    build,
+    embedded_checkpoint,
+    fingerprint,
+    load_weights,
+    save_weights,
+)
 from sfa_ext.backbones.places import Grid, Operation, Site
 from sfa_ext.backbones.sites import (
     DEFAULT_TARGETS,
@@ -23,6 +30,7 @@ __all__ = [
     "build",
     "close_sites",
     "eligible_weights",
+    "embedded_checkpoint",
     "find_operations",
     "find_sites",
     "fingerprint",

@@ -34,24 +34,49 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path, headline: Figure) -> 
 
 
 def trade_off(points: Mapping[str, tuple[float, Sequence[float]]], path: Path, label: str) -> None:
-    """Score against trainable share (Figure 1 of the paper).
+    """Score against trainable share (Figure 1 of the paper), mean and range over the seeds.
 
     points: method -> (share of trainable weights in 0..1, scores in the unit of `label`, one a seed).
     """
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name, (share, scores) in points.items():
-        mean = sum(scores) / len(scores)
-        x = 100 * share
-        spread = [[mean - min(scores)], [max(scores) - mean]]
-        axis.errorbar([x], [mean], yerr=spread, fmt="o", capsize=4, markersize=8)
-        axis.annotate(name, (x, mean), xytext=(8, 6), textcoords="offset points")
+    figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    mean = {name: sum(scores) / len(scores) for name, (_, scores) in points.items()}
+    # Methods of one size stand on one another: the legend names them in the order in which they stand.
+    for name in sorted(points, key=mean.__getitem__, reverse=True):
+        share, scores = points[name]
+        marker, color = _look(list(points).index(name))
+        spread = [[mean[name] - min(scores)], [max(scores) - mean[name]]]
+        label_ = f"{name} ({100 * share:.1f} %)"
+        axis.errorbar(
+            [100 * share], [mean[name]], yerr=spread, fmt=marker, color=color, capsize=4, markersize=8, label=label_
+        )
     axis.set_xscale("symlog", linthresh=1)
-    axis.set_xlim(-0.2, 250)
-    axis.set_xticks([0, 1, 5, 20, 100], ["0", "1", "5", "20", "100"])
-    axis.set_xlabel("trainable weights, % of the backbone")
+    axis.set_xlim(-0.2, 150)
+    axis.set_xticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"])
+    axis.minorticks_off()
+    axis.set_xlabel("trainable weights, % of the backbone with its head")
     axis.set_ylabel(label)
     axis.margins(y=0.15)
     axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    _save(figure, path)
+
+
+def _look(position: int) -> tuple[str, str]:
+    """Marker and colour of the series at `position`; no two of the first forty look the same."""
+    return "osD^vP*X"[position % 8], f"C{position % 10}"
+
+
+def differences(bars: Mapping[str, tuple[float, tuple[float, float] | None]], path: Path, label: str) -> None:
+    """One line a method, from above: mean difference and its interval, with zero marked."""
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.32 * len(bars)), layout="constrained")
+    for row, (mean, bounds) in enumerate(bars.values()):
+        reach = None if bounds is None else [[mean - bounds[0]], [bounds[1] - mean]]
+        axis.errorbar([mean], [row], xerr=reach, fmt="o", color="tab:blue", capsize=3)
+    axis.axvline(0, color="tab:grey", linewidth=1)
+    axis.set_yticks(range(len(bars)), list(bars))
+    axis.set_ylim(len(bars) - 0.5, -0.5)
+    axis.set_xlabel(label)
+    axis.grid(axis="x", alpha=0.3)
     _save(figure, path)
 
 

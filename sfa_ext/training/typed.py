@@ -80,7 +80,7 @@ def arguments(overrides: Sequence[str]) -> list[str]:
 
 def parse(kind: type[T], values: dict[str, Any], arguments: Sequence[str], where: str) -> T:
     """An object of dataclass `kind`. Raises ValueError for an unknown key or a wrong type, after `where`."""
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(kind)
     try:
         base = parser.parse_object(values)
