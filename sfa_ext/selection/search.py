@@ -63,7 +63,9 @@ class Search:
         self.scope = scope
         self.granularity = granularity
         # Half of what a generator takes, which leaves room for one seed a round.
-        self.seed = 0 if criterion != "random" else int(torch.randint(2**62, ())) if seed is None else seed // 2
+        self.seed = (
+            0 if criterion != "random" else int(torch.randint(2**62, (), device="cpu")) if seed is None else seed // 2
+        )
         self.step = 0
         self.round = 0
         self.scores: dict[str, Tensor] = {}
