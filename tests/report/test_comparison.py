@@ -104,7 +104,7 @@ def test_a_report_shows_each_picture_it_writes(tmp_path, values):
 def test_labels_of_methods_of_one_size_do_not_overlap(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    plots.trade_off({f"method {i}": (0.047, [40 + i / 100, 40.0]) for i in range(10)}, tmp_path / "x.png")
+    plots.trade_off({f"method {i}": (0.047, [40 + i / 100, 40.0]) for i in range(10)}, tmp_path / "x.png", "mIoU, %")
     figure = figures[0]
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.legends[0].get_texts()]
