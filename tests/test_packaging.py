@@ -43,7 +43,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_what_the_package_needs_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = ("*.py", "recipes/*.yaml", "recipes/*/*.yaml", "studies/*.yaml", "checkpoints/*", "serve/*.html", "py.typed")
+    kinds = (
+        "*.py",
+        "recipes/*.yaml",
+        "recipes/*/*.yaml",
+        "studies/*.yaml",
+        "checkpoints/*",
+        "serve/*.html",
+        "py.typed",
+    )
     package = ROOT / "sfa_ext"
     expected = {path.relative_to(ROOT).as_posix() for kind in kinds for path in package.rglob(kind)}
     expected |= {"sfa_ext/_lib/libsfa_cpu.so", "sfa_ext/_C" + sysconfig.get_config_var("EXT_SUFFIX")}
