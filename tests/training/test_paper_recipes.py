@@ -33,6 +33,7 @@ def row(name: str, method: str) -> tuple[str, float]:
 TABLES = {
     1: [row(f"ade20k-swinv2-{b}", m) for b in ("base", "base22k") for m in ROWS]
     + [row("ade20k-swinv2-large", m) for m in SHARES],
+    2: [row(f"coco-{n}-swinv2-base22k", m) for n in ("fpn", "bifpn", "cascade") for m in ROWS],
     3: [row(f"{d}-swinv2-{b}", m) for d in ("nyuv2", "kitti") for b in ("base22k", "large") for m in ROWS],
     4: [
         (f"ade20k-swinv2-base22k-{kind}-d{d}", share)
@@ -89,13 +90,15 @@ def test_the_real_parts_fit_each_other_and_train_the_papers_share(name, percent)
 
 
 def test_full_size_recipes_say_all_that_a_run_needs():
+    heads = {"fpn": {"neck": "fpn"}, "bifpn": {"neck": "bifpn"}, "cascade": {"neck": "bifpn", "cascade": True}}
     special = {"nyuv2": {"max_depth": 10.0, "crop": "nyu"}, "kitti": {"max_depth": 80.0, "crop": "eigen"}}
+    special |= {f"coco-{neck}": settings for neck, settings in heads.items()}
     for name in NAMES:
         chosen = load(name)
         assert chosen.backbone.pretrained and chosen.backbone.name.startswith("swinv2_")
         assert chosen.optim.steps >= 20_000 and chosen.optim.schedule != "constant" and chosen.data.workers
         assert chosen.method.settings.get("interval", 2000) == 2000
-        assert chosen.task.settings == {"size": "paper"} | special.get(name.split("-")[0], {})
+        assert chosen.task.settings == {"size": "paper"} | special.get(name.split("-swinv2")[0], {})
 
 
 def test_the_selection_for_cityscapes_is_looked_for_where_fit_puts_it():
