@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sfa_ext import data
-from sfa_ext.report import compare
+from sfa_ext.report import comparison, plots
 from sfa_ext.report import run as run_report
 from sfa_ext.report.gallery import gallery
 from sfa_ext.training import predict, recipe
@@ -37,9 +37,15 @@ def demo(folder: Path, quick: bool = False) -> Path:
         Fit(chosen, runs[-1]).run()
         run_report.write(runs[-1])
     examples(runs, folder / "examples.png")
-    extra = ["![images, truth and predictions](examples.png)", ""]
+    selected = {run.name: found for run in runs if (found := run_report.selected_by_weight(run))}
+    plots.selection(selected, folder / "selection.png")
     title = "Selective Feature Adapter on embedded scenes" + (", quick" if quick else "")
-    return compare.write(folder, {run.name: [run] for run in runs}, title, extra)
+    optim = chosen.optim
+    intro = [f"{chosen.backbone.name} on {chosen.data.name}, {optim.steps} steps of {optim.batch} images, one seed."]
+    extra = ["![images, truth and predictions](examples.png)", "Where the selected weights are:"]
+    extra += ["![share of selected weights by block](selection.png)"]
+    compared = comparison.of_runs({run.name: run for run in runs}, METHODS[0])
+    return comparison.write(folder / "report.md", title, intro, compared, extra=extra)
 
 
 def examples(runs: Sequence[Path], path: Path) -> None:

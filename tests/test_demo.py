@@ -31,7 +31,7 @@ def test_the_report_compares_all_methods_and_shows_them(short, tmp_path, monkeyp
     for method in demo.METHODS:
         assert re.search(rf"^\| {method} \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", text, re.M)
     pictures = re.findall(r"\]\((.+?)\)", text)
-    assert set(pictures) == {"trade-off.png", "examples.png", "selection.png"}
+    assert set(pictures) == {"report-trade-off.png", "examples.png", "selection.png"}
     for picture in pictures:
         assert min(Image.open(report.parent / picture).size) > 300
 

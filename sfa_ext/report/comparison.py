@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfa_ext import tasks
 from sfa_ext.deltas import account
 from sfa_ext.files import write_text
 from sfa_ext.report import plots
@@ -62,6 +63,18 @@ def facts(folder: Path) -> dict[str, Any]:
         "step_seconds": meta.get("step_seconds"),
         "device": meta.get("device", "cpu"),
     }
+
+
+def of_runs(runs: Mapping[str, Path], baseline: str) -> Comparison:
+    """A comparison of finished runs, one an arm. Raises ValueError for runs of several tasks, which do not compare."""
+    metas = {arm: task_meta(folder) for arm, folder in runs.items()}
+    shown = {tasks.figures(meta["head"]["name"]) for meta in metas.values()}
+    if len(shown) > 1:
+        names = sorted({meta["head"]["name"] for meta in metas.values()})
+        raise ValueError(f"runs of the tasks {', '.join(names)} do not compare; give runs of one task")
+    rates = {arm: meta["recipe"]["optim"]["lr"] for arm, meta in metas.items()}
+    arms = {arm: [Record(arm=arm, stage="final", rate=rates[arm], **facts(path))] for arm, path in runs.items()}
+    return Comparison(shown.pop(), arms, baseline)
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,10 @@ def rows(records: Sequence[Record]) -> str:
 
 
 def draw(comparison: Comparison, report: Path) -> list[str]:
-    """Draws REPORT-trade-off.png where shares differ, and REPORT-differences.png; returns Markdown that shows them."""
+    """Draws REPORT-trade-off.png where shares differ, REPORT-differences.png where there are several seeds.
+
+    Returns Markdown that shows them.
+    """
     headline, lines = comparison.headline, []
     values = {arm: list(found.values()) for arm in comparison.arms if (found := comparison.values(arm))}
     shares = {arm: statistics.median(r.share for r in comparison.arms[arm]) for arm in values}
@@ -180,7 +196,7 @@ def draw(comparison: Comparison, report: Path) -> list[str]:
         picture = report.with_name(f"{report.stem}-trade-off.png")
         plots.trade_off({a: (shares[a], v) for a, v in values.items()}, picture, headline.heading)
         lines += [f"![{headline.title} against the share of trainable weights]({picture.name})", ""]
-    gaps = {arm: found for arm in comparison.arms if (found := comparison.gaps(arm))}
+    gaps = {arm: found for arm in comparison.arms if len(found := comparison.gaps(arm)) > 1}
     if gaps:
         picture = report.with_name(f"{report.stem}-differences.png")
         bars = {arm: (statistics.mean(found), interval(found)) for arm, found in gaps.items()}
@@ -190,14 +206,23 @@ def draw(comparison: Comparison, report: Path) -> list[str]:
     return lines
 
 
-def write(report: Path, title: str, intro: Sequence[str], comparison: Comparison, every: Sequence[Record]) -> Path:
-    """Writes the report, its pictures and a CSV of `every` run beside it; returns its path.
+def write(
+    report: Path,
+    title: str,
+    intro: Sequence[str],
+    comparison: Comparison,
+    trials: Sequence[Record] = (),
+    extra: Sequence[str] = (),
+) -> Path:
+    """Writes the report, its pictures and a CSV of every run, `trials` too, beside it; returns its path.
 
-    intro: paragraphs between title and table.
+    intro: paragraphs between title and table; extra: paragraphs after the pictures.
     """
     report.parent.mkdir(parents=True, exist_ok=True)
     text = [f"# {title}", ""] + [line for paragraph in intro for line in (paragraph, "")]
     text += [*table(comparison), "", explanation(comparison), "", *draw(comparison, report)]
-    write_text(report.with_suffix(".csv"), rows(every))
+    text += [line for paragraph in extra for line in (paragraph, "")]
+    finals = [record for records in comparison.arms.values() for record in records]
+    write_text(report.with_suffix(".csv"), rows([*trials, *finals]))
     write_text(report, "\n".join(text))
     return report

@@ -66,11 +66,11 @@ def _look(position: int) -> tuple[str, str]:
     return "osD^vP*X"[position % 8], f"C{position % 10}"
 
 
-def differences(bars: Mapping[str, tuple[float, tuple[float, float] | None]], path: Path, label: str) -> None:
+def differences(bars: Mapping[str, tuple[float, tuple[float, float]]], path: Path, label: str) -> None:
     """One line a method, from above: mean difference and its interval, with zero marked."""
     figure, axis = plt.subplots(figsize=(7, 1.2 + 0.32 * len(bars)), layout="constrained")
     for row, (mean, bounds) in enumerate(bars.values()):
-        reach = None if bounds is None else [[mean - bounds[0]], [bounds[1] - mean]]
+        reach = [[mean - bounds[0]], [bounds[1] - mean]]
         axis.errorbar([mean], [row], xerr=reach, fmt="o", color="tab:blue", capsize=3)
     axis.axvline(0, color="tab:grey", linewidth=1)
     axis.set_yticks(range(len(bars)), list(bars))

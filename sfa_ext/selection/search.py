@@ -62,10 +62,9 @@ class Search:
         self.criterion = criterion
         self.scope = scope
         self.granularity = granularity
-        # Half of what a generator takes, which leaves room for one seed a round.
-        self.seed = (
-            0 if criterion != "random" else int(torch.randint(2**62, (), device="cpu")) if seed is None else seed // 2
-        )
+        if seed is None and criterion == "random":
+            seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+        self.seed = (seed or 0) // 2  # half of what a generator takes: there is room for one seed a round
         self.step = 0
         self.round = 0
         self.scores: dict[str, Tensor] = {}

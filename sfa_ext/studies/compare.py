@@ -138,10 +138,9 @@ def write_report(study: Study, folder: Path, report: Path | None = None) -> Path
     intro = [study.text.strip(), _setting(study), _tuning(study, rates)]
     if missing := planned - len(used):
         intro.insert(0, f"**Not finished: {missing} of {planned} runs are missing.**")
-    path = report or folder / "report.md"
-    return comparison.write(
-        path, study.title, [text for text in intro if text], Comparison(figures(study), arms, study.baseline), used
-    )
+    compared = Comparison(figures(study), arms, study.baseline)
+    shown = [record for record in used if record.stage == "trial"]
+    return comparison.write(report or folder / "report.md", study.title, list(filter(None, intro)), compared, shown)
 
 
 def _check_report(report: Path | None) -> None:
@@ -162,14 +161,15 @@ def _setting(study: Study) -> str:
     return (
         f"{run.backbone.name} {start}, data {run.data.name}, head {run.task.name}, {run.optim.steps} steps of "
         f"{run.optim.batch * run.optim.accumulate} images of {run.data.crop}x{run.data.crop}, figures of the {split} "
-        f"split. Recipe {study.recipe}{shared}, and for {own}."
+        f"split. Recipe {study.recipe}{shared}, and for {own}. Written by `{study.command}`."
     )
 
 
 def _tuning(study: Study, rates: Mapping[str, float]) -> str:
     if len(study.rates) == 1:
         return "Learning rates were given, none was tuned: " + _listed(study, rates) + "."
-    at_edge = [a for a, rate in rates.items() if rate in (min(rates_of(study, a)), max(rates_of(study, a)))]
+    own = [arm for arm in rates if study.arms[arm].rate_of is None]
+    at_edge = [arm for arm in own if rates[arm] in (min(rates_of(study, arm)), max(rates_of(study, arm)))]
     edge = f" At the edge of what was tried: {', '.join(at_edge)}." if at_edge else ""
     return (
         f"Learning rates were chosen on the validation split, by {len(study.rates)} runs of {study.trial_steps} steps "
@@ -178,18 +178,19 @@ def _tuning(study: Study, rates: Mapping[str, float]) -> str:
 
 
 def _listed(study: Study, rates: Mapping[str, float]) -> str:
-    def tried(arm: str) -> str:
-        if source := study.arms[arm].rate_of:
-            return f" (that of {source})"
-        others = ", ".join(f"{r:g}" for r in rates_of(study, arm))
-        return f" (of {others})" if len(study.rates) > 1 else ""
-
-    return ", ".join(f"{arm} {rate:g}{tried(arm)}" for arm, rate in rates.items())
+    """The rate of each arm, and what it was chosen among; arms that take another's rate behind that one."""
+    parts = []
+    for arm in (name for name in rates if study.arms[name].rate_of is None):
+        tried = f" (of {', '.join(f'{rate:g}' for rate in rates_of(study, arm))})" if len(study.rates) > 1 else ""
+        takers = [name for name, other in study.arms.items() if other.rate_of == arm]
+        parts.append(f"{arm} {rates[arm]:g}{tried}" + (f", which {', '.join(takers)} take too" if takers else ""))
+    return "; ".join(parts)
 
 
 def _described(study: Study, record: Record) -> str:
     headline = figures(study)[0]
-    value = f"{headline.title} {headline.text(record.figure(headline.name))}"
+    value = record.figure(headline.name)
+    value = f"{headline.title} {'missing' if value is None else headline.text(value)}"
     stage = "trial " if record.stage == "trial" else ""
     return f"{stage}{record.arm}, rate {record.rate:g}, seed {record.seed}: {value}"
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ class Study:
     """runs at a time, one thread each"""
 
     def __post_init__(self) -> None:
+        self.command = ""  # that runs it
         self._recipes: dict[tuple[str, ...], Recipe] = {}  # by overrides: reading one takes long beside all else
         _distinct("seeds", self.seeds)
         for name in (self.baseline, *(arm.rate_of for arm in self.arms.values() if arm.rate_of)):
@@ -126,6 +128,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     """
     path = typed.find(source, _FOLDER, "study")
     study = typed.parse(Study, typed.read(path, _FOLDER, "study"), typed.arguments(overrides), f"study {path}")
+    study.command = shlex.join(["sfa", "compare", str(source), *overrides])
     figures(study)
     runs = [*trials(study), *finals(study, {arm: rates_of(study, arm)[0] for arm in study.arms})]
     for key, what in (("fingerprint", "the same recipe"), ("name", "the same name for their folder")):

@@ -96,7 +96,7 @@ def test_a_report_shows_each_picture_it_writes(tmp_path, values):
     for name, found, pictures in (("same", pair(values), ["same-differences.png"]), (
         "three", three, ["three-trade-off.png", "three-differences.png"]
     )):  # fmt: skip
-        path = comparison.write(tmp_path / f"{name}.md", "Title", ["A paragraph."], found, [])
+        path = comparison.write(tmp_path / f"{name}.md", "Title", ["A paragraph."], found)
         shown = re.findall(r"\]\((.+?)\)", path.read_text())
         assert shown == pictures and all(Image.open(tmp_path / p).size[0] > 400 for p in pictures)
 

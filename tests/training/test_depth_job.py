@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sfa_ext import cli, deltas
-from sfa_ext.report import compare
+from sfa_ext.report import comparison
 from sfa_ext.training.loop import Fit
 from sfa_ext.training.recipe import load
 from sfa_ext.training.run import open_run
@@ -53,10 +53,9 @@ def test_reports_are_of_the_tasks_own_headline(run, tmp_path):
     assert cli.main(["fit", str(folder / "config.yaml"), "--quiet", "--out", str(folder)]) == 0  # writes the report
     text = (folder / "report.md").read_text()
     assert "| rmse |" in text and "| delta1 |" in text and "![loss and RMSE](curves.png)" in text
-    assert "| method | trainable, % | RMSE, m | AbsRel, % | delta < 1.25, % |" in "\n".join(
-        compare.table({"sfa-s": [compare.read(folder)]})
-    )
-    assert compare.write(tmp_path, {"sfa-s": [folder]}, "depth").is_file()
+    compared = comparison.of_runs({"sfa-s": folder}, "sfa-s")
+    assert "| RMSE, m | AbsRel, % | delta < 1.25, % |" in comparison.table(compared)[0]
+    assert comparison.write(tmp_path / "depth.md", "depth", [], compared).is_file()
 
 
 def test_eval_and_predict(run, tmp_path, capsys):
