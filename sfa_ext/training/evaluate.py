@@ -28,18 +28,19 @@ def evaluate(
     quiet: bool = True,
     bad_share: float = SHARE,
     warn: Callable[[str], None] | None = None,
+    workers: int = 0,
 ) -> dict[str, float]:
     """The task's metrics over the whole of `dataset`, at the images' own size.
 
     Samples that cannot be read are told to `warn` (default: to standard error), left out, and counted as "unreadable"
-    among the figures. Raises DataError where they are more than `bad_share` of all.
+    among the figures. `workers` processes read. Raises DataError where more than `bad_share` of all cannot be read.
     """
     unreadable = Unreadable(len(dataset), bad_share)
     metric = model.task.metrics()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     model.train(False)
     # Images of many sizes go one by one: padding to the largest of a batch would change what the network sees.
-    batches = eval_loader(dataset, batch_size=1 if model.dynamic else batch)
+    batches = eval_loader(dataset, batch_size=1 if model.dynamic else batch, workers=workers)
     for samples in tqdm(batches, disable=quiet or None, desc="eval"):
         unreadable.take(samples)
         for message in unreadable.news():
@@ -74,10 +75,9 @@ def evaluate_run(
         raise ValueError(f"split: the recipe of {folder} names no {split} split")
     dataset = data.build(recipe.data.name, **recipe.data.settings, **settings)
     where = next(model.task.parameters()).device
-    optim = recipe.optim
-    figures = evaluate(
-        model, dataset, where, optim.batch, optim.precision, quiet=False, bad_share=recipe.data.bad_share
-    )
+    part, optim = recipe.data, recipe.optim
+    reading = {"bad_share": part.bad_share, "workers": part.workers}
+    figures = evaluate(model, dataset, where, optim.batch, optim.precision, quiet=False, **reading)
     write_text(Path(folder) / f"eval-{split}.txt", f"{split}, {model.views.text}\n\n{table(figures)}\n")
     return figures
 

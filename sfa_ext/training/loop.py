@@ -191,10 +191,8 @@ class Fit:
 
     def _evaluate(self, log: Log, split: str) -> None:
         dataset, part = self.eval_sets[split], self.recipe.data
-        optim = self.recipe.optim
-        figures = evaluate(
-            self.model, dataset, self.device, optim.batch, optim.precision, bad_share=part.bad_share, warn=log.say
-        )
+        optim, reading = self.recipe.optim, {"bad_share": part.bad_share, "workers": part.workers}
+        figures = evaluate(self.model, dataset, self.device, optim.batch, optim.precision, warn=log.say, **reading)
         self.results[split] = figures
         log.write(split, self.step, figures)
         headline = tasks.figures(self.recipe.task.name)[0]

@@ -80,6 +80,12 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(root, tmp_path, monkeypa
     assert tasks[0].meta["results"] == tasks[1].meta["results"]
 
 
+def test_loader_processes_change_nothing(root, tmp_path):
+    runs = [fit(root, tmp_path / f"{workers}", "optim.steps=3", f"data.workers={workers}") for workers in (0, 2)]
+    assert repr(runs[0].run()) == repr(runs[1].run())
+    assert runs[0].unreadable.positions == runs[1].unreadable.positions
+
+
 def test_evaluation_afterwards_warns_beside_its_figures(root, tmp_path, capsys):
     fit(root, tmp_path / "run", "optim.steps=1").run()
     capsys.readouterr()
