@@ -12,15 +12,14 @@
 namespace sfa::cuda {
 
 template <class Math, int kChunk>
-__global__ void __launch_bounds__(kMaxThreads, 2)
+__global__ void __launch_bounds__(kMaxThreads, kBlocks<kChunk>)
     adapter_kernel(const __grid_constant__ AdapterArgs<typename Math::Number> args,
                    const __grid_constant__ AdapterLayout layout) {
   if constexpr (kArch >= Math::kOldest) {
-    AdapterTile<Math, kChunk> tile(args, layout);
+    AdapterTile<Math, kChunk, true> tile(args, layout);
     tile.fetch_weights();
-    const int64_t step = static_cast<int64_t>(gridDim.x) * layout.block_rows;
-    for (int64_t row = static_cast<int64_t>(blockIdx.x) * layout.block_rows; row < args.rows; row += step) {
-      tile.run(row, [&](int panel, char* from) { tile.store_panel(panel, from, args.out); });
+    for (int number = blockIdx.x; number < layout.tiles; number += gridDim.x) {
+      tile.run(number, [&](int panel, char* from) { tile.store_panel(panel, from, args.out); });
       __syncthreads();  // all have sent their part of the panels away that the next tile overwrites
     }
   }

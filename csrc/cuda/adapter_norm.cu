@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   int64_t tiles = 0;
   const bool served = run(sizes, {x, w_down, b_down, w_up, b_up, norm_weight}, eps, grad_out,
                           hidden ? std::nullopt : kept, [&](auto& args, const AdapterPlan& plan) {
-                            tiles = (sizes.rows + plan.layout.block_rows - 1) / plan.layout.block_rows;
+                            tiles = plan.layout.tiles;
                             args.grad_out = grad_rows.const_data_ptr();
                             args.grad_sum = static_cast<decltype(args.grad_sum)>(grad_sum.mutable_data_ptr());
                             if (!wants_norm) return;

@@ -106,6 +106,9 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
+template <class Math, int kChunk>
+using Tile = AdapterTile<Math, kChunk, false>;
+
 // The norm of a tile whose y stands in the panels of x.
 template <class Math, int kChunk>
 class NormOfTile {
@@ -113,9 +116,9 @@ class NormOfTile {
   using T = typename Math::Number;
   static constexpr int kSize = Unit<T>::kSize;
 
-  __device__ NormOfTile(const AdapterNormArgs<T>& args, const AdapterLayout& layout, AdapterTile<Math, kChunk>& tile)
+  __device__ NormOfTile(const AdapterNormArgs<T>& args, const AdapterLayout& layout, Tile<Math, kChunk>& tile)
       : args_(args), layout_(layout), tile_(tile), units_(args.adapter.width / kSize) {
-    const int64_t left = args.adapter.rows - tile.row();
+    const int64_t left = args.adapter.rows - tile.first_row();
     rows_ = left < layout.block_rows ? static_cast<int>(left) : layout.block_rows;
     moments_ = reinterpret_cast<float4*>(dynamic_shared() + layout.hidden_at);  // hidden numbers are no longer needed
   }
@@ -133,7 +136,9 @@ class NormOfTile {
   __device__ Unit<T> y(int row, int unit) {
     return load_unit<T>(unit_at(tile_.x_panel(unit / kUnits), row, unit % kUnits));
   }
-  __device__ int64_t at(int row, int unit) const { return (tile_.row() + row) * args_.adapter.width + unit * kSize; }
+  __device__ int64_t at(int row, int unit) const {
+    return (tile_.first_row() + row) * args_.adapter.width + unit * kSize;
+  }
 
   // Of each row: mean, 1 / deviation, and in the backward the means of grad w and of grad w normed.
   __device__ void take_moments() {
@@ -198,7 +203,8 @@ class NormOfTile {
 
   __device__ void finish_backward() {
     const int groups = this->groups();
-    Unit<T> of_weight, of_bias;  // sums down the rows
+    // Sums down the rows. Set here too: as undefined numbers they would occupy registers back to the kernel's start.
+    Unit<T> of_weight{}, of_bias{};
     for (int item = threadIdx.x; item < units_ * groups; item += blockDim.x) {
       const int unit = item % units_;
       const Unit<T> weight = load_numbers<T>(args_.norm_weight, unit * kSize, args_.wide_norm);
@@ -223,8 +229,7 @@ class NormOfTile {
   }
 
   __device__ float* part(int which) {
-    const int64_t tile = tile_.row() / layout_.block_rows;
-    return args_.norm_parts + (2 * tile + which) * args_.adapter.width;
+    return args_.norm_parts + (2 * static_cast<int64_t>(tile_.number()) + which) * args_.adapter.width;
   }
 
   __device__ void keep_sums(float* to, int unit, const Unit<T>& of_weight, const Unit<T>& of_bias) {
@@ -234,8 +239,7 @@ class NormOfTile {
     }
   }
 
-  // Adds up the groups of threads that shared out the rows; their sums, [groups, 2, D], fit
-  // into the panels of x.
+  // Adds up the groups of threads that shared out the rows; their sums, [groups, 2, D], fit into the panels of x.
   __device__ void sum_groups(int groups, const Unit<T>& of_weight, const Unit<T>& of_bias) {
     const int size = 2 * args_.adapter.width;
     float* sums = reinterpret_cast<float*>(dynamic_shared());
@@ -252,22 +256,21 @@ class NormOfTile {
 
   const AdapterNormArgs<T>& args_;
   const AdapterLayout& layout_;
-  AdapterTile<Math, kChunk>& tile_;
+  Tile<Math, kChunk>& tile_;
   const int units_;  // of a row
   int rows_;
   float4* moments_;
 };
 
 template <class Math, int kChunk>
-__global__ void __launch_bounds__(kMaxThreads, 2)
+__global__ void __launch_bounds__(kMaxThreads, kBlocks<kChunk>)
     adapter_norm_kernel(const __grid_constant__ AdapterNormArgs<typename Math::Number> args,
                         const __grid_constant__ AdapterLayout layout) {
   if constexpr (kArch >= Math::kOldest) {
-    AdapterTile<Math, kChunk> tile(args.adapter, layout);
+    Tile<Math, kChunk> tile(args.adapter, layout);
     tile.fetch_weights();
-    const int64_t step = static_cast<int64_t>(gridDim.x) * layout.block_rows;
-    for (int64_t row = static_cast<int64_t>(blockIdx.x) * layout.block_rows; row < args.adapter.rows; row += step) {
-      tile.run(row, [](int, char*) {});
+    for (int number = blockIdx.x; number < layout.tiles; number += gridDim.x) {
+      tile.run(number, [](int, char*) {});
       __syncthreads();  // y is whole
       NormOfTile<Math, kChunk>(args, layout, tile).run();
       __syncthreads();  // all have read the panels that the next tile overwrites

@@ -18,20 +18,23 @@ struct Device {
 
 struct AdapterPlan {
   AdapterLayout layout;
-  int chunk;       // hidden numbers in registers at a time
-  int64_t blocks;  // to start
+  int chunk;   // hidden numbers in registers at a time
+  int blocks;  // to start
 };
 
 // What of a tile stays where; sizes in bytes.
 template <class T>
-AdapterLayout lay_out(int width, int hidden, int chunk, int block_rows, bool x_resident, bool weights_resident,
-                      bool second_x, int stages) {
+AdapterLayout lay_out(int64_t rows, int width, int hidden, int chunk, int block_rows, bool x_resident,
+                      bool weights_resident, bool second_x, int stages) {
   constexpr int kColumns = kPanelColumns<T>;
   const int padded = (hidden + chunk - 1) / chunk * chunk;
   AdapterLayout out{};
+  out.tiles = static_cast<int>((rows + block_rows - 1) / block_rows);
   out.block_rows = block_rows;
   out.panels = (width + kColumns - 1) / kColumns;
   out.slices = padded / kColumns;
+  out.chunks = padded / chunk;
+  out.walks = second_x ? 2 : 1;
   out.stages = stages;
   out.x_resident = x_resident;
   out.weights_resident = weights_resident;
@@ -55,7 +58,8 @@ template <class T>
 std::optional<AdapterPlan> plan_adapter(const Device& device, int64_t rows, int64_t width, int64_t hidden, bool keep_x,
                                         bool second_x) {
   constexpr int kPerUnit = kUnitBytes / sizeof(T);
-  if (rows < 1 || width < 1 || width > 1 << 16 || hidden < 1 || hidden > 256) return std::nullopt;
+  if (rows < 1 || rows > int64_t{1} << 35 || width < 1 || width > 1 << 16 || hidden < 1 || hidden > 256)
+    return std::nullopt;
   if (width % kPerUnit != 0 || hidden % kPerUnit != 0) return std::nullopt;
   const int chunk = hidden <= 64 ? 64 : 128;
   int most_rows = 128;
@@ -71,12 +75,11 @@ std::optional<AdapterPlan> plan_adapter(const Device& device, int64_t rows, int6
     for (const int limit : {for_two, device.shared_per_block})
       for (const auto [x, weights, stages] : candidates) {
         if ((keep_x && !x) || (weights && second_x) || (device.arch < 800 && stages > 2)) continue;
-        const AdapterLayout layout = lay_out<T>(width, hidden, chunk, block_rows, x, weights, second_x, stages);
+        const AdapterLayout layout = lay_out<T>(rows, width, hidden, chunk, block_rows, x, weights, second_x, stages);
         if (layout.shared_bytes > limit) continue;
-        const int64_t tiles = (rows + block_rows - 1) / block_rows;
-        const int64_t at_once =
+        const int at_once =
             device.processors * std::max(1, device.shared_per_processor / (layout.shared_bytes + kReserved));
-        return AdapterPlan{layout, chunk, std::min(tiles, weights ? at_once : int64_t{1} << 30)};
+        return AdapterPlan{layout, chunk, weights ? std::min(layout.tiles, at_once) : layout.tiles};
       }
   return std::nullopt;
 }

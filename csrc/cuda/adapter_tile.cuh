@@ -18,6 +18,11 @@ namespace sfa::cuda {
 
 constexpr int kMaxThreads = 256;  // two for each of the at most 128 rows of a block
 
+// Blocks of kMaxThreads that the registers of a multiprocessor shall suffice for. Chunks of 128 hidden numbers leave
+// shared memory for one alone, but on sm_90 and sm_100; it may then have twice as many.
+template <int kChunk>
+constexpr int kBlocks = kChunk == 64 || (kArch >= 900 && kArch < 1200) ? 2 : 1;
+
 template <class T>
 struct AdapterArgs {
   int64_t rows;
@@ -44,9 +49,12 @@ struct AdapterArgs {
 
 // Where things stand in shared memory, in bytes; panels of x are first. Made by plan_adapter (adapter_plan.h).
 struct AdapterLayout {
+  int tiles;
   int block_rows;
   int panels;  // of x, along D
   int slices;  // panels of the hidden numbers, along d
+  int chunks;  // of the hidden numbers
+  int walks;   // along D for a chunk: 2 where one computes the mask
   int stages;  // slots of the ring, 2 or 3
   bool x_resident, weights_resident;
   int hidden_at, weights_at, ring_at;
@@ -54,22 +62,19 @@ struct AdapterLayout {
   int shared_bytes;
 };
 
-// kChunk hidden numbers are in registers at a time: 64 or 128.
-template <class Math, int kChunk>
+// kChunk hidden numbers are in registers at a time: 64 or 128. kMayMask: whether there is a gradient's pass.
+template <class Math, int kChunk, bool kMayMask>
 class AdapterTile {
  public:
   using T = typename Math::Number;
   static constexpr int kColumns = kPanelColumns<T>;
   static constexpr int kDownTiles = kChunk / 16, kUpTiles = kColumns / 16;
 
-  __device__ AdapterTile(const AdapterArgs<T>& args, const AdapterLayout& layout) : args_(args), layout_(layout) {
-    chunks_ = layout.slices * kColumns / kChunk;
-    walks_ = args.masked && args.mask == nullptr ? 2 : 1;
-  }
+  __device__ AdapterTile(const AdapterArgs<T>& args, const AdapterLayout& layout) : args_(args), layout_(layout) {}
 
   __device__ void fetch_weights() {
     if (!layout_.weights_resident) return;
-    for (int chunk = 0; chunk < chunks_; ++chunk)
+    for (int chunk = 0; chunk < layout_.chunks; ++chunk)
       for (int panel = 0; panel < layout_.panels; ++panel)
         fetch_panel(down_panel(chunk, panel), args_.w_down, chunk * kChunk, args_.hidden, args_.width, panel, kChunk);
     for (int panel = 0; panel < layout_.panels; ++panel)
@@ -77,13 +82,13 @@ class AdapterTile {
         fetch_panel(up_panel(panel, slice), args_.w_up, panel * kColumns, args_.width, args_.hidden, slice, kColumns);
   }
 
-  // The tile that starts at `row`; store(panel) sends a finished panel of the result away, warp by warp.
+  // Tile number `tile`; store(panel) sends a finished panel of the result away, warp by warp.
   template <class Store>
-  __device__ void run(int64_t row, Store&& store) {
-    row_ = row;
+  __device__ void run(int tile, Store&& store) {
+    tile_ = tile;
     stage_ = 0;
     for (int stage = 0; stage < layout_.stages - 1; ++stage) fetch_stage(stage);
-    for (int chunk = 0; chunk < chunks_; ++chunk) compute_hidden(chunk);
+    for (int chunk = 0; chunk < layout_.chunks; ++chunk) compute_hidden(chunk);
     if (!args_.hidden_only) {
       if (layout_.weights_resident) __syncthreads();  // the hidden numbers are written
       for (int panel = 0; panel < layout_.panels; ++panel) {
@@ -97,22 +102,24 @@ class AdapterTile {
   // Copies this warp's part of a finished panel to `out`.
   __device__ void store_panel(int panel, char* from, T* out) {
     constexpr int kPerUnit = kUnitBytes / sizeof(T), kHalf = kUnits / 2;
+    const int top = warp_row(), left = warp_column() * kHalf;
     __syncwarp();  // neighbouring numbers come from other lanes
     for (int i = threadIdx.x % 32; i < 32 * kHalf; i += 32) {
-      const int r = warp_row() + i / kHalf, unit = warp_column() * kHalf + i % kHalf;
+      const int r = top + i / kHalf, unit = left + i % kHalf;
       const int column = panel * kColumns + unit * kPerUnit;
-      if (row_ + r < args_.rows && column < args_.width)
-        *reinterpret_cast<uint4*>(out + (row_ + r) * args_.width + column) =
+      if (first_row() + r < args_.rows && column < args_.width)
+        *reinterpret_cast<uint4*>(out + (first_row() + r) * args_.width + column) =
             *reinterpret_cast<const uint4*>(unit_at(from, r, unit));
     }
   }
 
-  __device__ int64_t row() const { return row_; }
+  __device__ int number() const { return tile_; }
+  __device__ int64_t first_row() const { return static_cast<int64_t>(tile_) * layout_.block_rows; }  // its first
   __device__ char* x_panel(int panel) { return dynamic_shared() + panel * (layout_.block_rows * kPanelBytes); }
 
  private:
-  __device__ static int warp_row() { return threadIdx.x / 64 * 32; }
-  __device__ static int warp_column() { return threadIdx.x / 32 % 2; }
+  __device__ static int warp_row() { return fresh_thread() / 64 * 32; }
+  __device__ static int warp_column() { return fresh_thread() / 32 % 2; }
   __device__ char* hidden_panel(int slice) {
     return dynamic_shared() + layout_.hidden_at + slice * (layout_.block_rows * kPanelBytes);
   }
@@ -123,9 +130,10 @@ class AdapterTile {
     return dynamic_shared() + layout_.weights_at + (chunk * layout_.panels + panel) * (kChunk * kPanelBytes);
   }
   __device__ char* up_panel(int panel, int slice) {
-    return down_panel(chunks_, 0) + (panel * layout_.slices + slice) * (kColumns * kPanelBytes);
+    return down_panel(layout_.chunks, 0) + (panel * layout_.slices + slice) * (kColumns * kPanelBytes);
   }
-  __device__ int down_stages() const { return chunks_ * walks_ * layout_.panels; }
+  __device__ int walks() const { return kMayMask ? layout_.walks : 1; }
+  __device__ int down_stages() const { return layout_.chunks * walks() * layout_.panels; }
 
   // Starts the copies of a stage, if there is one left: a panel of rows, a panel of weights, or one of them.
   __device__ void fetch_stage(int stage) {
@@ -136,10 +144,10 @@ class AdapterTile {
     bool any = !layout_.weights_resident;
     int rows_panel, first, limit = args_.hidden, width = args_.width, panel, count = kChunk;
     if (left < 0) {
-      const int walk = stage / layout_.panels, chunk = walk / walks_;
+      const int walk = stage / layout_.panels, chunk = walk / walks();
       rows_panel = panel = stage % layout_.panels;
       first = chunk * kChunk;
-      if (walks_ == 2 && walk % 2 == 0) {
+      if (walks() == 2 && walk % 2 == 0) {
         rows = args_.mask_x;
         weights = args_.mask_w_down;
         rows_to = to;
@@ -158,7 +166,8 @@ class AdapterTile {
       any = any && !args_.hidden_only && rows_panel < layout_.panels;
       if (!any) rows_to = nullptr;
     }
-    if (rows_to != nullptr) fetch_panel(rows_to, rows, row_, args_.rows, args_.width, rows_panel, layout_.block_rows);
+    if (rows_to != nullptr)
+      fetch_panel(rows_to, rows, first_row(), args_.rows, args_.width, rows_panel, layout_.block_rows);
     if (any) fetch_panel(to + layout_.stage_weights_at, weights, first, limit, width, panel, count);
     cp_async_commit();
   }
@@ -176,9 +185,9 @@ class AdapterTile {
 
   __device__ void compute_hidden(int chunk) {
     uint32_t alive[2] = {0, 0};
-    if (args_.mask != nullptr) load_mask(chunk, alive);
-    for (int walk = 0; walk < walks_; ++walk) {
-      const bool for_mask = walks_ == 2 && walk == 0;
+    if (kMayMask && args_.mask != nullptr) load_mask(chunk, alive);
+    for (int walk = 0; walk < walks(); ++walk) {
+      const bool for_mask = walks() == 2 && walk == 0;
       Accumulators<kDownTiles> sum;
       clear<kDownTiles>(sum);
       for (int panel = 0; panel < layout_.panels; ++panel) {
@@ -197,11 +206,10 @@ class AdapterTile {
   // f(row in the tile, number in the row of hidden numbers, whether both exist, m, n, 2h) for every pair of them
   template <class F>
   __device__ void for_hidden(int chunk, F&& f) {
-    const int lane = fresh_lane();
+    const int lane = fresh_lane(), top = warp_row(), left = chunk * kChunk + warp_column() * (kChunk / 2);
     for_pairs<kDownTiles>([&](int m, int n, int h) {
-      const int row = warp_row() + row_of<Math>(lane, m, h);
-      const int column = chunk * kChunk + warp_column() * (kChunk / 2) + column_of<Math>(lane, n);
-      f(row, column, row_ + row < args_.rows && column < args_.hidden, m, n, 2 * h);
+      const int row = top + row_of<Math>(lane, m, h), column = left + column_of<Math>(lane, n);
+      f(row, column, first_row() + row < args_.rows && column < args_.hidden, m, n, 2 * h);
     });
   }
 
@@ -209,7 +217,7 @@ class AdapterTile {
   __device__ void finish_hidden(const Accumulators<kDownTiles>& sum, int chunk, const uint32_t (&alive)[2]) {
     for_hidden(chunk, [&](int row, int column, bool inside, int m, int n, int i) {
       float first = sum[m][n][i], second = sum[m][n][i + 1];
-      if (args_.masked) {
+      if (kMayMask && args_.masked) {
         first = is_alive(alive[m], n, i) ? first : 0;
         second = is_alive(alive[m], n, i + 1) ? second : 0;
       } else {
@@ -219,7 +227,7 @@ class AdapterTile {
       }
       store_pair<T>(pair_at<T>(hidden_panel(column / kColumns), row, column % kColumns), first, second);
       if (inside && args_.hidden_out != nullptr)
-        store_pair<T>(args_.hidden_out + (row_ + row) * args_.hidden_step + column, first, second);
+        store_pair<T>(args_.hidden_out + (first_row() + row) * args_.hidden_step + column, first, second);
     });
   }
 
@@ -232,13 +240,13 @@ class AdapterTile {
       const float second = to_float(from_float<T>(relu(sum[m][n][i + 1] + bias.y)));
       alive[m] |= alive_bit(first, n, i) | alive_bit(second, n, i + 1);
       if (inside && args_.mask_out != nullptr)
-        store_pair<T>(args_.mask_out + (row_ + row) * args_.mask_step + column, first, second);
+        store_pair<T>(args_.mask_out + (first_row() + row) * args_.mask_step + column, first, second);
     });
   }
   __device__ void load_mask(int chunk, uint32_t (&alive)[2]) {
     for_hidden(chunk, [&](int row, int column, bool inside, int m, int n, int i) {
       if (!inside) return;
-      const float2 hidden = load_pair<T>(args_.mask + (row_ + row) * args_.hidden + column);
+      const float2 hidden = load_pair<T>(args_.mask + (first_row() + row) * args_.hidden + column);
       alive[m] |= alive_bit(hidden.x, n, i) | alive_bit(hidden.y, n, i + 1);
     });
   }
@@ -259,10 +267,10 @@ class AdapterTile {
       }
       multiply<Math, kUpTiles>(sum, hidden_panel(slice), warp_row(), right, warp_column() * (kColumns / 2));
     }
-    const int lane = fresh_lane();
+    const int lane = fresh_lane(), top = warp_row(), left = warp_column() * (kColumns / 2);
     for_pairs<kUpTiles>([&](int m, int n, int h) {
-      const int column = warp_column() * (kColumns / 2) + column_of<Math>(lane, n);
-      char* at = pair_at<T>(of_x, warp_row() + row_of<Math>(lane, m, h), column);
+      const int column = left + column_of<Math>(lane, n);
+      char* at = pair_at<T>(of_x, top + row_of<Math>(lane, m, h), column);
       const float2 x = load_pair<T>(at), bias = bias_at(args_.b_up, panel * kColumns + column, args_.width);
       store_pair<T>(at, x.x + (sum[m][n][2 * h] + bias.x), x.y + (sum[m][n][2 * h + 1] + bias.y));
     });
@@ -276,8 +284,7 @@ class AdapterTile {
 
   const AdapterArgs<T>& args_;
   const AdapterLayout& layout_;
-  int chunks_, walks_;
-  int64_t row_ = 0;
+  int tile_ = 0;
   int stage_ = 0;
 };
 

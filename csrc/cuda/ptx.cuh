@@ -35,12 +35,17 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// The lane, read anew: what is computed from it is not kept in registers across loops, where it would be in the way of
-// accumulators.
+// The lane and threadIdx.x, read anew: what is computed from them is not kept in registers across loops, where it would
+// be in the way of accumulators. Their bounds shorten the addresses that the compiler makes of them.
 __device__ __forceinline__ int fresh_lane() {
   int lane;
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-  return lane;
+  return lane & 31;
+}
+__device__ __forceinline__ int fresh_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread & 1023;
 }
 
 // Numbers

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,11 +79,9 @@ def with_nvrtc(source: Path, arch: str = "sm_70") -> list[Kernel]:
     return read_kernels(text)
 
 
-def expect_lean(kernels: list[Kernel], registers: dict[str, int]) -> None:
-    """Every kernel spills nothing, has no array in local memory and keeps to the registers allowed to its name; on
-    sm_75 to 64 where that is more: a multiprocessor holds half as many threads there with as many registers."""
+def expect_lean(kernels: list[Kernel], limit: Callable[[Kernel], int]) -> None:
+    """Every kernel spills nothing, has no array in local memory and keeps to its limit of registers."""
     assert kernels
     for kernel in kernels:
-        (limit,) = {limit for name, limit in registers.items() if name in kernel.name}
         assert kernel.spills == kernel.stack == 0, kernel
-        assert kernel.registers <= (max(limit, 64) if kernel.arch == "sm_75" else limit), kernel
+        assert kernel.registers <= limit(kernel), kernel

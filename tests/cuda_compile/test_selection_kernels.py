@@ -24,11 +24,17 @@ REGISTERS = {
 }
 
 
+def registers(kernel: compiler.Kernel) -> int:
+    (limit,) = {limit for name, limit in REGISTERS.items() if name in kernel.name}
+    # A multiprocessor of sm_75 holds half as many threads with as many registers.
+    return max(limit, 64) if kernel.arch == "sm_75" else limit
+
+
 def test_on_every_architecture_of_nvcc() -> None:
     kernels = compiler.with_nvcc(SOURCE)
-    compiler.expect_lean(kernels, REGISTERS)
+    compiler.expect_lean(kernels, registers)
     assert {name for name in REGISTERS if any(name in kernel.name for kernel in kernels)} == set(REGISTERS)
 
 
 def test_on_v100() -> None:
-    compiler.expect_lean(compiler.with_nvrtc(SOURCE), REGISTERS)
+    compiler.expect_lean(compiler.with_nvrtc(SOURCE), registers)

@@ -111,7 +111,7 @@ void norm_backward(const Case& c) {
   const auto plan = plan_adapter<T>(c.device, rows, width, c.hidden, true, false);
   expect(plan.has_value(), "there is a plan");
   if (!plan) return;
-  const int64_t tiles = (rows + plan->layout.block_rows - 1) / plan->layout.block_rows;
+  const int64_t tiles = plan->layout.tiles;
   std::vector<Stream> first;
   for (const emulator::Order& order : emulator::all_orders()) {
     emulator::order = order;

@@ -13,6 +13,14 @@ const Device kDevices[] = {
     {1000, 148, 227 << 10, 228 << 10}, {1200, 170, 99 << 10, 100 << 10},
 };
 
+// Where kernels for chunks of 128 may take more registers than two blocks have (kBlocks), shared memory holds one
+// alone.
+void check_occupancy(const AdapterPlan& plan, const Device& device, const std::string& name) {
+  if (plan.chunk == 64 || (device.arch >= 900 && device.arch < 1200) || 2 * plan.layout.block_rows < kMaxThreads)
+    return;
+  check::expect(2 * plan.layout.shared_bytes > device.shared_per_processor, name + ": a second block would fit");
+}
+
 void check_layout(const AdapterLayout& at, const Device& device, int chunk, int columns, bool second_x,
                   const std::string& name) {
   const int rows_panel = at.block_rows * kPanelBytes, weights_panel = std::max(chunk, columns) * kPanelBytes;
@@ -45,8 +53,10 @@ void check_plans(const char* type, bool may_fail) {
               check::expect(plan || keep_x || may_fail, name + ": no plan");
               if (!plan) continue;
               ++plans;
+              check_occupancy(*plan, device, name);
               check_layout(plan->layout, device, plan->chunk, kPanelColumns<T>, second_x, name);
-              check::expect(plan->blocks >= 1 && plan->blocks <= (rows + 31) / 32, name + ": blocks without rows");
+              check::expect(plan->blocks >= 1 && plan->blocks <= plan->layout.tiles, name + ": blocks without rows");
+              check::expect(int64_t{plan->layout.tiles} * plan->layout.block_rows >= rows, name + ": rows left out");
               check::expect(!keep_x || plan->layout.x_resident, name + ": x must stay");
             }
   std::printf("%s: %lld plans\n", type, static_cast<long long>(plans));
@@ -60,6 +70,7 @@ void check_refusals() {
   check::expect(!plan_adapter<float>(device, 10, 98, 64, false, false), "D of float must be a multiple of 4");
   check::expect(!plan_adapter<Half>(device, 10, 128, 264, false, false), "d is at most 256");
   check::expect(!plan_adapter<Half>(device, 0, 128, 64, false, false), "no rows");
+  check::expect(!plan_adapter<Half>(device, int64_t{1} << 40, 128, 64, false, false), "more tiles than an int counts");
   check::expect(!plan_adapter<Half>(device, 10, 1 << 20, 64, false, false), "too wide");
   check::expect(!plan_adapter<Half>(device, 10, 8192, 64, true, false), "rows that do not fit whole");
 }

@@ -38,7 +38,7 @@ void forward(const Case& c, bool with_bias) {
   if (!plan) return;
   std::printf("block_rows %d, x %s, weights %s, %d stages, %d bytes, %d blocks\n", plan->layout.block_rows,
               plan->layout.x_resident ? "stays" : "streams", plan->layout.weights_resident ? "stay" : "stream",
-              plan->layout.stages, plan->layout.shared_bytes, static_cast<int>(plan->blocks));
+              plan->layout.stages, plan->layout.shared_bytes, plan->blocks);
   std::vector<T> first;
   for (const emulator::Order& order : emulator::all_orders()) {
     emulator::order = order;

@@ -25,6 +25,7 @@ T* dynamic_shared() {
 }
 
 inline int fresh_lane() { return emulator::fiber->lane; }
+inline int fresh_thread() { return static_cast<int>(emulator::fiber->thread.x); }
 
 // Numbers
 inline float half_to_float(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }

@@ -56,16 +56,16 @@ FAULTS = {  # fault: program, generation, case, (file, old text, new text)
         *("adapter_half", 800, X_STAYS),
         (
             TILE,
-            "if (row_ + r < args_.rows && column < args_.width)",
-            "if (row_ + r <= args_.rows && column < args_.width)",
+            "if (first_row() + r < args_.rows && column < args_.width)",
+            "if (first_row() + r <= args_.rows && column < args_.width)",
         ),
     ),
     "a column too many is written": (
         *("adapter_half", 800, X_STAYS),
         (
             TILE,
-            "if (row_ + r < args_.rows && column < args_.width)",
-            "if (row_ + r < args_.rows && column <= args_.width)",
+            "if (first_row() + r < args_.rows && column < args_.width)",
+            "if (first_row() + r < args_.rows && column <= args_.width)",
         ),
     ),
     "fragments swapped": ("adapter_half", 800, X_STAYS, (PANEL, "{b[0], b[1]});", "{b[1], b[0]});")),
