@@ -111,8 +111,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
-        return f"{_slug(self.arm)}-lr{self.rate}-seed{self.seed}"
+        """Name of its folder: another for each recipe, since a folder takes runs of one recipe alone."""
+        arm = re.sub(r"[^\w.-]+", "-", self.arm)
+        return f"{arm}-lr{self.rate}-seed{self.seed}-{self.fingerprint[:8]}"
 
 
 def names() -> list[str]:
@@ -131,11 +132,10 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     study.command = shlex.join(["sfa", "compare", str(source), *overrides])
     figures(study)
     runs = [*trials(study), *finals(study, {arm: rates_of(study, arm)[0] for arm in study.arms})]
-    for key, what in (("fingerprint", "the same recipe"), ("name", "the same name for their folder")):
-        seen: dict[str, Run] = {}
-        for run in runs:
-            if (other := seen.setdefault(getattr(run, key), run)) is not run:
-                raise ValueError(f"study {path}: arms {other.arm!r} and {run.arm!r} give {what}")
+    seen: dict[str, Run] = {}
+    for run in runs:
+        if (other := seen.setdefault(run.fingerprint, run)) is not run:
+            raise ValueError(f"study {path}: arms {other.arm!r} and {run.arm!r} give the same recipe")
     return study
 
 
@@ -229,10 +229,6 @@ def _weights(chosen: Recipe) -> str | None:
     if file is None and part.pretrained and part.name in BACKBONE_CLASSES:
         file = embedded_checkpoint(part.name)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file is not None else None
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _distinct(what: str, values: Sequence[float]) -> None:
