@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sfa_ext import tasks
 from sfa_ext.backbones import plain_state, save_weights
 from sfa_ext.deltas import file
 from sfa_ext.deltas.bank import TaskBank, task_name
@@ -47,8 +48,15 @@ def write_module(path: Path, build: Build, out: str | Path) -> str:
 
     The program maps normalised images [1, 3, S, S], S being the training crop, to what the head predicts (or to the
     maps, without a head), and needs torch alone: the package's own operators are written out in torch's.
+
+    Raises ValueError for a head that finds instances: how many depends on the image, and a program's shapes are fixed.
     """
     task = file.read(path)
+    head = task.meta["head"]
+    if head is not None and tasks.needs_instances(head["name"]):
+        raise ValueError(
+            f"{path}: the head {head['name']!r} finds any number of instances; a module's shapes are fixed"
+        )
     bank = TaskBank(build(task))
     name = bank.add(task, task_name(path))
     size = -(-(task.meta["crop"] or 256) // STRIDE) * STRIDE

@@ -44,12 +44,11 @@ def blend(
     """uint8 [H, W, 3]: the image in grey under its classes' colours, with dark outlines between classes."""
     grey = image @ np.array([0.299, 0.587, 0.114])
     mixed = (1 - strength) * grey[..., None] + strength * colour(labels, palette)
-    mixed[outline(labels)] *= 0.35
+    mixed[_outline(labels)] *= 0.35
     return mixed.astype(np.uint8)
 
 
-def outline(labels: np.ndarray) -> np.ndarray:
-    """Where labels [H, W] differ from the pixel to the left or above. bool [H, W]."""
+def _outline(labels: np.ndarray) -> np.ndarray:
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]

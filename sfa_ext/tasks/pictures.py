@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .inference import labels
-from .overlay import enlarged, outline, overlay, with_legend
+from .overlay import enlarged, overlay, with_legend
 
 SHOWN = 0.5  # smallest score of an object that is drawn
 _COLOURS = "turbo_r"  # near is warm
@@ -45,7 +45,7 @@ def instances_picture(
     grey = (big @ np.array([0.299, 0.587, 0.114]))[..., None].repeat(3, 2)
     for i in chosen:
         mask = enlarged(found["masks"][i], factor)
-        inner = mask & ~outline(mask)
+        inner = _inner(mask)
         colour = np.asarray(palette[found["labels"][i]], float)
         grey[inner] = 0.45 * grey[inner] + 0.55 * colour
         grey[mask & ~inner] = 0.35 * colour
@@ -66,6 +66,16 @@ def instances_picture(
     whole.paste(picture, (picture.width, 0))
     present = [int(c) for c in np.unique(found["labels"][chosen])]
     return with_legend(whole, [(names[c], tuple(palette[c])) for c in present])
+
+
+def _inner(mask: np.ndarray) -> np.ndarray:
+    """A mask [H, W] without the pixels at its edge."""
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    return inner
 
 
 def depth_picture(image: np.ndarray, depth: np.ndarray) -> Image.Image:

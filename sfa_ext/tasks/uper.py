@@ -61,7 +61,8 @@ class UperTask(nn.Module):
         self.settings = settings
         self.class_names, self.object_classes = tuple(class_names), tuple(object_classes)
         width, coarsest = settings.width, channels[-1]
-        self.pooled = nn.ModuleList(_block(coarsest, width, 1) for _ in settings.bins)
+        # Normalised over all channels at once: an average over the whole map leaves eight groups too little to go by.
+        self.pooled = nn.ModuleList(_block(coarsest, width, 1, groups=1) for _ in settings.bins)
         self.gathered = _block(coarsest + len(settings.bins) * width, width, 3)
         self.lateral = nn.ModuleList(_block(c, width, 1) for c in channels[:-1])
         self.smooth = nn.ModuleList(_block(width, width, 3) for _ in channels[:-1])
@@ -115,7 +116,6 @@ class UperTask(nn.Module):
         return SegmentationMetric(self.class_names, self.object_classes)
 
 
-def _block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.GroupNorm(8, outputs), nn.ReLU()
-    )
+def _block(inputs: int, outputs: int, kernel: int, groups: int = 8) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(groups, outputs), nn.ReLU())

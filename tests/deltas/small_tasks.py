@@ -13,6 +13,10 @@ from sfa_ext.methods import resolve
 HEADS = {
     "mask2former": {"size": "small", "hidden": 32, "encoder_layers": 1, "decoder_layers": 1, "queries": 4},
     "pretrain": {"width": 8},
+    "fpn": {"width": 8},
+    "uper": {"size": "small", "width": 8},
+    "depth": {"size": "small", "width": 8},
+    "maskrcnn": {"size": "small", "width": 8, "box_dim": 16, "neck": "bifpn", "score_threshold": 0.0, "detections": 5},
 }
 CLASSES = ("floor", "ball", "cube")
 PALETTE = [[120, 120, 120], [200, 30, 30], [30, 30, 200]]

@@ -60,6 +60,8 @@ METHODS = {
     "mona on a vit": ["method.name=mona", "method.settings={dim: 4}", "backbone.name=vit_pico"],
     "bf16": ["optim.precision=bf16", "optim.accumulate=2"],
     "fp16": ["optim.precision=fp16"],
+    "depth": ["task.name=depth", "task.settings={size: small}"],
+    "cascade": ["task.name=maskrcnn", "task.settings={size: small, width: 16, box_dim: 32, cascade: true}"],
     "mask2former": ["task.name=mask2former", "task.settings={size: small}", "backbone.drop_path=0.2"],
 }
 
