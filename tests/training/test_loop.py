@@ -29,9 +29,9 @@ def same_tensors(a, b):
 
 
 def same_tasks(a, b):
-    """The same bytes but for the seconds that the training took."""
+    """The same bytes but for the time and the memory that the training took."""
     first, second = deltas.read(a), deltas.read(b)
-    first.meta["seconds"] = second.meta["seconds"]
+    first.meta |= {name: second.meta[name] for name in ("seconds", "step_seconds", "peak_memory")}
     return deltas.to_bytes(first) == deltas.to_bytes(second)
 
 
