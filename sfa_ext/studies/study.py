@@ -210,16 +210,26 @@ def _with(part: Any, key: str, value: Any) -> Any:
 
 
 def fingerprint(chosen: Recipe) -> str:
-    """sha256 over all that decides what a run of the recipe gives: its settings, initial weights, and our version."""
-    values = _without_idle(chosen.as_dict())
-    return hashlib.sha256(json.dumps([__version__, values, _weights(chosen)], sort_keys=True).encode()).hexdigest()
+    """sha256 over all that decides what a run of the recipe gives: its settings, initial weights, and our version.
+
+    Settings that are at their default count as unsaid: defaults belong to the version, and a key that a later one adds
+    leaves records of former runs valid.
+    """
+    said = [__version__, _said(chosen), _weights(chosen)]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _without_idle(values: Any, where: str = "") -> Any:
-    if not isinstance(values, dict):
-        return values
-    paths = {key: f"{where}.{key}" if where else key for key in values}
-    return {key: _without_idle(values[key], path) for key, path in paths.items() if path not in WITHOUT_EFFECT}
+def _said(part: Any, where: str = "") -> dict[str, Any]:
+    found = {}
+    for field_ in dataclasses.fields(part):
+        value, key = getattr(part, field_.name), f"{where}{field_.name}"
+        if key not in WITHOUT_EFFECT and value != _default(field_):
+            found[field_.name] = _said(value, f"{key}.") if dataclasses.is_dataclass(value) else value
+    return found
+
+
+def _default(of: dataclasses.Field) -> Any:
+    return of.default if of.default_factory is dataclasses.MISSING else of.default_factory()
 
 
 def _weights(chosen: Recipe) -> str | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import yaml
 
+from sfa_ext import __version__
 from sfa_ext.studies import study
 from sfa_ext.training import recipe
 
@@ -85,6 +88,34 @@ def test_a_fingerprint_follows_all_that_decides_the_figures_and_nothing_else(mon
     before = study.fingerprint(base)
     monkeypatch.undo()
     assert study.fingerprint(base) != before
+
+
+def test_defaults_are_those_that_records_of_this_version_were_made_with():
+    """A fingerprint leaves them out. Where one must change, let the version change too, and these with it."""
+    assert __version__ == "0.1.0"
+    assert recipe.BackboneRecipe() == recipe.BackboneRecipe("swinv2_pico", True, None, 0.0)
+    optim = recipe.OptimRecipe()
+    assert (optim.steps, optim.batch, optim.accumulate, optim.lr, optim.head_lr) == (1000, 16, 1, 1e-3, None)
+    assert (optim.weight_decay, optim.betas, optim.clip) == (0.05, (0.9, 0.999), 1.0)
+    assert (optim.schedule, optim.power, optim.warmup, optim.floor) == ("cosine", 0.9, 50, 0.01)
+    assert optim.precision == "fp32"
+    data = recipe.DataRecipe()
+    assert (data.name, data.settings, data.crop, data.augment) == ("scenes", {}, 96, {})
+    assert (data.train, data.val, data.test) == ({"split": "train"}, {"split": "val"}, None)
+
+
+def test_a_key_that_a_later_version_adds_leaves_records_valid():
+    before = study.fingerprint(recipe.load("scenes-fpn"))
+
+    @dataclasses.dataclass
+    class Later(recipe.OptimRecipe):
+        sharpness: str = "none"
+
+    later = recipe.load("scenes-fpn")
+    later.optim = Later(**vars(later.optim))
+    assert study.fingerprint(later) == before
+    later.optim.sharpness = "aware"
+    assert study.fingerprint(later) != before
 
 
 def record(run, figure):
