@@ -2,8 +2,9 @@
 
     python -m benchmarks.adapter_table [--turns 15] [--threads 2] [--all] [--batch 1 4] [--dtype float32 bfloat16]
 
-The table goes to benchmarks/results/<processor>-adapter.md. torch.compile, which takes long to start, is timed at a few
-shapes. With one thread the clock counts that thread's processor time, which other work on the machine disturbs less.
+The table goes to benchmarks/results/<processor>-<instruction set>-adapter.md. torch.compile, which takes long to start,
+is timed at a few shapes. With one thread the clock counts that thread's processor time, which other work on the machine
+disturbs less.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from sfa_ext.files import write_text
 
 from .adapter_cases import CANDIDATES, DTYPES, FEW, FEW_HIDDEN, PHASES, calls, shapes
-from .timing import RESULTS, cpu_name, setting, slug, table
+from .timing import cpu_name, result_path, setting, table
 
 TEXT = """# The adapter operators on {cpu}
 
@@ -62,7 +63,7 @@ def main() -> None:
         summary=_summary(ratios),
         table=table(columns, rows),
     )
-    path = RESULTS / f"{slug(cpu_name())}-adapter.md"
+    path = result_path("adapter")
     write_text(path, text)
     print(f"wrote {path}")
 

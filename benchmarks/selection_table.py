@@ -2,7 +2,7 @@
 
     python -m benchmarks.selection_table [--turns 15]
 
-The table goes to benchmarks/results/<processor>-selection.md.
+The table goes to benchmarks/results/<processor>-<instruction set>-selection.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from sfa_ext.files import write_text
 
 from .selection_cases import CASES, swinv2_base_shapes
-from .timing import RESULTS, cpu_name, in_turns, milliseconds, peak_bytes, ratio, setting, slug, table
+from .timing import cpu_name, in_turns, milliseconds, peak_bytes, ratio, result_path, setting, table
 
 TEXT = """# The selection operators on {cpu}
 
@@ -69,7 +69,7 @@ def main() -> None:
         bandwidth=rate,
         table=report,
     )
-    path = RESULTS / f"{slug(cpu_name())}-selection.md"
+    path = result_path("selection")
     write_text(path, text)
     print(f"wrote {path}")
 

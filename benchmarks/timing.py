@@ -81,6 +81,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def result_path(what: str) -> Path:
+    """Where the table of `what` on this processor goes. Processors of one name differ in their instruction sets."""
+    isa = torch.ops.sfa.cpu_isa().split(",")[0]
+    return RESULTS / f"{slug(cpu_name())}-{isa}-{what}.md"
+
+
 def setting() -> str:
     """The line under a table that says where its numbers come from."""
     isa = torch.ops.sfa.cpu_isa()
