@@ -54,7 +54,7 @@ def test_a_trial_is_short_and_never_sees_the_test_split(tmp_path):
     trial = next(run for run in study.trials(chosen) if run.arm == "full")
     assert (trial.recipe.optim.steps, trial.recipe.data.test, trial.recipe.optim.warmup) == (7, None, 1)
     final = next(study.finals(chosen, {"full": 0.003}))
-    assert final.recipe.optim.steps == 1200 and final.recipe.data.test is not None and final.recipe.optim.warmup == 30
+    assert final.recipe.optim.steps == 2400 and final.recipe.data.test is not None and final.recipe.optim.warmup == 30
 
 
 def test_the_rate_goes_where_the_arm_wants_it(tmp_path):
