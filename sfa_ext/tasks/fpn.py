@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,36 @@ class FusedPyramid(nn.Module):
         return F.gelu(self.norm(self.smooth(fused)))
 
 
-class FpnTask(nn.Module):
+class PixelClassifier(nn.Module):
+    """What heads with a score for each class and pixel have in common: loss, inference and metric.
+
+    A subclass has `forward(maps)` that returns float32 "semantic" [B, C, h, w].
+    """
+
+    figures = SEGMENTATION_FIGURES
+    needs_instances = False
+
+    def __init__(self, settings: Any, class_names: Sequence[str], object_classes: Sequence[int]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.class_names, self.object_classes = tuple(class_names), tuple(object_classes)
+
+    def loss(self, maps: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss and its detached term "semantic"."""
+        term = pixel_cross_entropy(self(maps)["semantic"], batch["semantic"])
+        return term, {"semantic": term.detach()}
+
+    @torch.no_grad()
+    def predict(self, maps: Sequence[Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """Probabilities "semantic" [B, C, H, W] at `size`."""
+        return {"semantic": resized(self(maps)["semantic"], size).softmax(1)}
+
+    def metrics(self) -> SegmentationMetric:
+        """A fresh metric: "miou", "miou_objects", "pixel_accuracy", "iou/NAME"."""
+        return SegmentationMetric(self.class_names, self.object_classes)
+
+
+class FpnTask(PixelClassifier):
     """Per-pixel cross entropy on a fused pyramid, after Kirillov et al., "Panoptic Feature Pyramid Networks", 2019.
 
     It converges within a few hundred steps and leaves the work to the backbone, so it shows what adapting the backbone
@@ -62,9 +92,6 @@ class FpnTask(nn.Module):
     batch: "semantic" int64 [B, H, W], 255 = ignore.
     """
 
-    figures = SEGMENTATION_FIGURES
-    needs_instances = False
-
     def __init__(
         self,
         settings: FpnSettings,
@@ -72,9 +99,7 @@ class FpnTask(nn.Module):
         class_names: Sequence[str],
         object_classes: Sequence[int] = (),
     ) -> None:
-        super().__init__()
-        self.settings = settings
-        self.class_names, self.object_classes = tuple(class_names), tuple(object_classes)
+        super().__init__(settings, class_names, object_classes)
         self.pyramid = FusedPyramid(channels, settings.width)
         self.semantic = nn.Conv2d(settings.width, len(self.class_names), 1)
         self.reset_parameters()
@@ -92,20 +117,6 @@ class FpnTask(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
         """Float32 "semantic" [B, C, h, w] at the finest map's size."""
         return {"semantic": self.semantic(self.pyramid(maps)).float()}
-
-    def loss(self, maps: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss and its detached term "semantic"."""
-        term = pixel_cross_entropy(self(maps)["semantic"], batch["semantic"])
-        return term, {"semantic": term.detach()}
-
-    @torch.no_grad()
-    def predict(self, maps: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """Probabilities "semantic" [B, C, H, W] at `size`."""
-        return {"semantic": resized(self(maps)["semantic"], size).softmax(1)}
-
-    def metrics(self) -> SegmentationMetric:
-        """A fresh metric: "miou", "miou_objects", "pixel_accuracy", "iou/NAME"."""
-        return SegmentationMetric(self.class_names, self.object_classes)
 
 
 def resized(scores: Tensor, size: Sequence[int]) -> Tensor:

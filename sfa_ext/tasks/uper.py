@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fpn import pixel_cross_entropy, resized
-from .metrics import SEGMENTATION_FIGURES, SegmentationMetric
+from .fpn import PixelClassifier, resized
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class UperSettings:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
-class UperTask(nn.Module):
+class UperTask(PixelClassifier):
     """Per-pixel cross entropy on a pyramid-pooled and fused FPN. GroupNorm in place of BatchNorm: batches are small.
 
     Args:
@@ -47,9 +46,6 @@ class UperTask(nn.Module):
     batch: "semantic" int64 [B, H, W], 255 = ignore.
     """
 
-    figures = SEGMENTATION_FIGURES
-    needs_instances = False
-
     def __init__(
         self,
         settings: UperSettings,
@@ -57,9 +53,7 @@ class UperTask(nn.Module):
         class_names: Sequence[str],
         object_classes: Sequence[int] = (),
     ) -> None:
-        super().__init__()
-        self.settings = settings
-        self.class_names, self.object_classes = tuple(class_names), tuple(object_classes)
+        super().__init__(settings, class_names, object_classes)
         width, coarsest = settings.width, channels[-1]
         # Normalised over all channels at once: an average over the whole map leaves eight groups too little to go by.
         self.pooled = nn.ModuleList(_block(coarsest, width, 1, groups=1) for _ in settings.bins)
@@ -81,8 +75,8 @@ class UperTask(nn.Module):
             elif isinstance(module, nn.GroupNorm):
                 module.reset_parameters()
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Float32 scores [B, C, h, w] at the finest map's size."""
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Float32 "semantic" [B, C, h, w] at the finest map's size."""
         if len(maps) != len(self.lateral) + 1:
             raise ValueError(f"maps must be {len(self.lateral) + 1} feature maps, got {len(maps)}")
         levels = [project(m) for project, m in zip(self.lateral, maps, strict=False)]
@@ -91,7 +85,7 @@ class UperTask(nn.Module):
             levels[i] = levels[i] + resized(levels[i + 1], levels[i].shape[-2:])
         fused = [smooth(level) for smooth, level in zip(self.smooth, levels, strict=False)] + levels[-1:]
         fused = torch.cat([fused[0], *(resized(m, fused[0].shape[-2:]) for m in fused[1:])], 1)
-        return self.semantic(self.dropout(self.fuse(fused))).float()
+        return {"semantic": self.semantic(self.dropout(self.fuse(fused))).float()}
 
     def _pyramid_pooled(self, coarsest: Tensor) -> Tensor:
         size = coarsest.shape[-2:]
@@ -100,20 +94,6 @@ class UperTask(nn.Module):
             for block, side in zip(self.pooled, self.settings.bins, strict=True)
         )
         return self.gathered(torch.cat([coarsest, *(resized(p, size) for p in pooled)], 1))
-
-    def loss(self, maps: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss and its detached term "semantic"."""
-        term = pixel_cross_entropy(self(maps), batch["semantic"])
-        return term, {"semantic": term.detach()}
-
-    @torch.no_grad()
-    def predict(self, maps: Sequence[Tensor], size: Sequence[int]) -> dict[str, Tensor]:
-        """Probabilities "semantic" [B, C, H, W] at `size`."""
-        return {"semantic": resized(self(maps), size).softmax(1)}
-
-    def metrics(self) -> SegmentationMetric:
-        """A fresh metric: "miou", "miou_objects", "pixel_accuracy", "iou/NAME"."""
-        return SegmentationMetric(self.class_names, self.object_classes)
 
 
 def _block(inputs: int, outputs: int, kernel: int, groups: int = 8) -> nn.Sequential:
