@@ -84,6 +84,34 @@ inline void check_kept(const std::optional<torch::stable::Tensor>& kept, const c
   STD_TORCH_CHECK(kept->scalar_type() == x.scalar_type() && beside(*kept, x), name, " must be like x");
 }
 
+inline AdapterSizes check_adapter_backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor& x,
+                                           const torch::stable::Tensor& w_down,
+                                           const std::optional<torch::stable::Tensor>& b_down,
+                                           const torch::stable::Tensor& w_up, const std::vector<bool>& output_mask,
+                                           const std::optional<torch::stable::Tensor>& hidden) {
+  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, std::nullopt);
+  check_like_x(grad_out, "grad_out", x);
+  STD_TORCH_CHECK(grad_out.scalar_type() == x.scalar_type(), "grad_out must have the dtype of x");
+  check_output_mask(output_mask, 5);
+  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
+  return sizes;
+}
+
+inline AdapterSizes check_adapter_norm_backward(
+    const torch::stable::Tensor& grad_out, const torch::stable::Tensor& x, const torch::stable::Tensor& w_down,
+    const std::optional<torch::stable::Tensor>& b_down, const torch::stable::Tensor& w_up,
+    const std::optional<torch::stable::Tensor>& b_up, const torch::stable::Tensor& norm_weight,
+    const std::vector<bool>& output_mask, const std::optional<torch::stable::Tensor>& hidden,
+    const std::optional<torch::stable::Tensor>& adapted) {
+  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
+  check_like_x(grad_out, "grad_out", x);
+  check_norm(norm_weight, "norm_weight", x);
+  check_output_mask(output_mask, 7);
+  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
+  check_kept(adapted, "adapted", sizes.width, sizes, x);
+  return sizes;
+}
+
 // Hidden numbers to be kept for the backward: [..., d]
 inline torch::stable::Tensor new_hidden(const torch::stable::Tensor& x, const AdapterSizes& sizes) {
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());

@@ -146,11 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
     const Tensor& w_up,                     // [D, d]
     std::vector<bool> output_mask,          // x, w_down, b_down, w_up, b_up
     const std::optional<Tensor>& hidden) {  // [..., d], what fused_adapter_keep kept
-  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, std::nullopt);
-  check_like_x(grad_out, "grad_out", x);
-  STD_TORCH_CHECK(grad_out.scalar_type() == x.scalar_type(), "grad_out must have the dtype of x");
-  check_output_mask(output_mask, 5);
-  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
+  const AdapterSizes sizes = check_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden);
   if (leave_to_torch(x.scalar_type()))
     return torch_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden);
   const Wanted wanted(output_mask);
@@ -176,12 +172,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
     std::vector<bool> output_mask,           // x, w_down, b_down, w_up, b_up, norm_weight, norm_bias
     const std::optional<Tensor>& hidden,     // [..., d] and
     const std::optional<Tensor>& adapted) {  // [..., D], what fused_adapter_norm_keep kept
-  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
-  check_like_x(grad_out, "grad_out", x);
-  check_norm(norm_weight, "norm_weight", x);
-  check_output_mask(output_mask, 7);
-  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
-  check_kept(adapted, "adapted", sizes.width, sizes, x);
+  const AdapterSizes sizes =
+      check_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, output_mask, hidden, adapted);
   if (leave_to_torch(x.scalar_type()))
     return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden,
                                        adapted);

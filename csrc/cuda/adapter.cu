@@ -123,11 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
     const Tensor& w_up,                     // [D, d]
     std::vector<bool> output_mask,          // x, w_down, b_down, w_up, b_up
     const std::optional<Tensor>& hidden) {  // [..., d], what fused_adapter_keep kept
-  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, std::nullopt);
-  check_like_x(grad_out, "grad_out", x);
-  STD_TORCH_CHECK(grad_out.scalar_type() == x.scalar_type(), "grad_out must have the dtype of x");
-  check_output_mask(output_mask, 5);
-  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
+  const AdapterSizes sizes = check_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden);
   const auto by_torch = [&] { return torch_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden); };
   if (sizes.rows == 0) return by_torch();
 

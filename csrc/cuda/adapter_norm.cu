@@ -130,12 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
     std::vector<bool> output_mask,           // x, w_down, b_down, w_up, b_up, norm_weight, norm_bias
     const std::optional<Tensor>& hidden,     // [..., d] and
     const std::optional<Tensor>& adapted) {  // [..., D], what fused_adapter_norm_keep kept
-  const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
-  check_like_x(grad_out, "grad_out", x);
-  check_norm(norm_weight, "norm_weight", x);
-  check_output_mask(output_mask, 7);
-  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
-  check_kept(adapted, "adapted", sizes.width, sizes, x);
+  const AdapterSizes sizes =
+      check_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, output_mask, hidden, adapted);
   const auto by_torch = [&] {
     return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden,
                                        adapted);

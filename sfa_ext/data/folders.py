@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import operator
 import os
 from collections import defaultdict
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from sfa_ext.data.errors import DataError
 
 
-class FolderDataset(Dataset):
+class FolderDataset(Dataset, abc.ABC):
     """A data set of files, of which each sample knows its own. Says nothing about whether they are there.
 
     A subclass sets `root`, `splits` (values of its setting "split"), `folder` (what the data set's folder is called, if
@@ -29,15 +30,15 @@ class FolderDataset(Dataset):
     class_names: tuple[str, ...] = ()
     object_classes: tuple[int, ...] = ()
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def files(self, index: int) -> tuple[Path, ...]:
         """The files that sample `index` is read from."""
-        raise NotImplementedError
 
-    def _read(self, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _read(self, index: int) -> dict[str, Any]: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = operator.index(index)
