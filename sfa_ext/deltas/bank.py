@@ -204,4 +204,4 @@ def task_name(source: str | Path | file.Task) -> str:
     if isinstance(source, file.Task):
         raise ValueError("name: give a name for a task that comes from no file")
     path = Path(source)
-    return path.resolve().parent.name if path.name == "task.safetensors" else path.stem
+    return path.resolve().parent.name if path.name == file.TASK_FILE else path.stem

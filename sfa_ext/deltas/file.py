@@ -23,6 +23,7 @@ from sfa_ext.deltas.positions import Coding, decode, encode
 from sfa_ext.files import write_bytes
 
 VERSION = 1
+TASK_FILE = "task.safetensors"  # its name in the folder of a run
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SECTIONS = ("method/", "head/", "buffers/")
 _KEY, _NO_CHECKSUM = "sfa_ext", "0" * 64

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sfa_ext import tasks
-from sfa_ext.deltas import account
+from sfa_ext.deltas import TASK_FILE, account
 from sfa_ext.files import write_text
 from sfa_ext.report import plots
 from sfa_ext.report.run import task_meta
@@ -49,7 +49,7 @@ class Record:
 def facts(folder: Path) -> dict[str, Any]:
     """What a finished run says of itself, by the fields of Record. Raises as `deltas.read`."""
     meta = task_meta(folder)
-    sizes = account.account(folder / "task.safetensors")["bytes"]
+    sizes = account.account(folder / TASK_FILE)["bytes"]
     parameters = meta["parameters"]
     return {
         "seed": meta["recipe"]["seed"],

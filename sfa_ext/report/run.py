@@ -13,8 +13,6 @@ from sfa_ext import deltas, tasks
 from sfa_ext.files import write_text
 from sfa_ext.report import plots, selection
 
-TASK = "task.safetensors"
-
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """Lines of the run's metrics.jsonl."""
@@ -23,20 +21,20 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def task_meta(folder: Path) -> dict[str, Any]:
     """What the run's task file says of itself."""
-    return deltas.read(folder / TASK).meta
+    return deltas.read(folder / deltas.TASK_FILE).meta
 
 
 def selected_by_weight(folder: Path) -> dict[str, tuple[int, int]]:
     """(selected entries, all entries) of each weight that could be selected; empty without an internal adapter."""
-    return deltas.read(folder / TASK).counts()
+    return deltas.read(folder / deltas.TASK_FILE).counts()
 
 
 def _earlier(folder: Path, sources: Sequence[str]) -> list[str]:
     """Markdown lines: how much of the run's selection earlier tasks had selected too."""
     if not sources:
         return []
-    files = {s: Path(s) / TASK if Path(s).is_dir() else Path(s) for s in sources}
-    own = selection.read(folder / TASK)
+    files = {s: Path(s) / deltas.TASK_FILE if Path(s).is_dir() else Path(s) for s in sources}
+    own = selection.read(folder / deltas.TASK_FILE)
     found = {s: selection.overlaps(selection.read(path), own)["all"] for s, path in files.items()}
     table = selection.overlap_table(found, "earlier task")
     return ["## What earlier tasks selected too", "", "First: the earlier task; second: this run.", "", *table, ""]
