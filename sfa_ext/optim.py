@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfa_ext import ops  # noqa: F401  (registers torch.ops.sfa)
+from sfa_ext import ops, ranks  # noqa: F401  (ops registers torch.ops.sfa)
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -25,6 +25,9 @@ class SparseAdamW(torch.optim.Optimizer):
     clipping and loss scaling see exactly what will be applied. While the search runs the candidates stand there too,
     with their dense gradient, until `step` has scored and released it. A step that meets inf or NaN is neither
     scored nor applied; `skipped` counts such steps.
+
+    Where several ranks train together, the loop averages the gradients of `params` and of the slots
+    (`ranks.mean_gradients`) before `step`; those of the candidates are averaged here, where the criterion needs it.
 
     Parameters
     ----------
@@ -76,6 +79,8 @@ class SparseAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.search.needs_mean_gradients:
+            ranks.mean_(w.grad for w in self.search.weights.values() if w.grad is not None)
         if self._finite():
             self._apply()
         else:
@@ -135,14 +140,14 @@ class SparseAdamW(torch.optim.Optimizer):
         return torch.optim.AdamW(list(self.search.weights.values()), fused=True, **group)
 
     def _end_round(self) -> None:
-        number = self.search.round
+        number, own = self.search.round, not self.search.needs_mean_gradients
         orders = self.search.select()
         for name, order in orders.items():
             self._moments[name] = self._grown(name, order)
         self.ages[number] = 0
         self._everything = None
         self._selected["params"][:] = self._new_slots()
-        self._gather_all()
+        self._gather_all(own)
         self._follow_search()
 
     def _grown(self, name: str, order: Tensor) -> dict[str, Tensor]:
@@ -181,15 +186,20 @@ class SparseAdamW(torch.optim.Optimizer):
 
         return gather
 
-    def _gather_all(self) -> None:
+    def _gather_all(self, own: bool) -> None:
+        """own: the candidates' gradients are those of this rank's part of the batch."""
         for slot, (name, entries) in zip(self.slots(), self.search.selection, strict=True):
             gradient = self.search.weights[name].grad
             if gradient is not None and len(entries):
                 slot.grad = gradient.flatten()[entries.index]
+        if own and self.search.schedule.interval == 0:  # they are applied in this very step
+            ranks.mean_gradients(self.slots())
 
     def _finite(self) -> bool:
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        return not gradients or bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all())
+        finite = not gradients or bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all())
+        # What is averaged is the same everywhere; candidates may overflow on one rank alone.
+        return ranks.all_true(finite) if self._candidates["params"] else finite
 
     def _release(self) -> None:
         for group in (self._selected, self._candidates):

@@ -18,25 +18,40 @@ PACKAGE = ROOT / "sfa_ext"
 FLOORS = {
     "files": set(),
     "ops": set(),
+    "ranks": set(),
     "data": {"files"},
-    "selection": {"ops"},
-    "optim": {"ops"},
+    "selection": {"ops", "ranks"},
+    "optim": {"ops", "ranks"},
     "env": {"ops"},
     "backbones": {"ops", "files"},
-    "tasks": {"ops", "data"},
+    "tasks": {"ops", "data", "ranks"},
     "methods": {"files", "ops", "selection", "optim", "backbones"},
     "deltas": {"files", "ops", "selection", "optim", "backbones", "data", "tasks", "methods"},
     "report": {"data", "tasks", "selection", "deltas", "files"},
-    "training": {"ops", "data", "selection", "optim", "backbones", "tasks", "methods", "deltas", "env", "files"},
+    "training": {
+        "ops",
+        "ranks",
+        "data",
+        "selection",
+        "optim",
+        "backbones",
+        "tasks",
+        "methods",
+        "deltas",
+        "env",
+        "files",
+    },
 }
 FLOORS["serve"] = {"deltas", "tasks", "training"}
 FLOORS["studies"] = {"backbones", "tasks", "training", "report"}
 FLOORS["demo"] = {"data", "report", "training", "files"}
 FLOORS["cli"] = set(FLOORS)
+FLOORS["__main__"] = {"cli"}
 
 # What a room may import from outside the standard library; the other rooms may use all that pyproject.toml declares.
 OUTSIDE = {
     "ops": {"torch", "triton"},
+    "ranks": {"torch"},
     "selection": {"torch"},
     "optim": {"torch"},
     "env": {"torch"},

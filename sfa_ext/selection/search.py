@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sfa_ext import ops  # noqa: F401  (registers torch.ops.sfa)
+from sfa_ext import ops, ranks  # noqa: F401  (ops registers torch.ops.sfa)
 from sfa_ext.selection.rows import best_rows
 from sfa_ext.selection.schedule import Schedule
 from sfa_ext.selection.selection import Selection
@@ -26,6 +26,11 @@ class Search:
 
     The caller reports every applied optimizer step with `observe`; when `due` says so it calls `select` and gives
     the result to its optimizer. After the last round `finished` is true and the scores are freed.
+
+    Where several ranks train together, each on its part of every batch, all of them select the same weights. Sums of
+    signed gradients are linear: each rank adds up its own gradients, and `select` averages the scores, once a round;
+    they then are those of the whole batches, up to rounding. |g| and g^2 are not linear, and a displacement follows the
+    optimizer: these criteria need the whole batch's gradient in every step (`needs_mean_gradients`).
 
     Parameters
     ----------
@@ -92,6 +97,16 @@ class Search:
         return self.criterion not in ("displacement", "random")
 
     @property
+    def needs_mean_gradients(self) -> bool:
+        """True where `score` must be shown gradients that are averaged over ranks already."""
+        return not self.finished and self.criterion in ("absolute", "squared", "displacement")
+
+    @property
+    def has_own_scores(self) -> bool:
+        """True while scores are of this rank's part of the batches alone."""
+        return not self.finished and self.criterion == "gradient" and ranks.size() > 1
+
+    @property
     def trains_all(self) -> bool:
         """True while every candidate must be trained, not only scored (criterion "displacement")."""
         return self.criterion == "displacement" and not self.finished
@@ -133,6 +148,8 @@ class Search:
         elif self.criterion == "random":
             picked = self._rank(self._random_scores())
         else:
+            if self.has_own_scores:
+                ranks.mean_(self.scores.values())
             picked = self._rank(self.scores)
         orders = self._take(picked)
         self.round += 1

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfa_ext import ranks
+
 from .depth_metrics import measured
 from .figures import Figure
 from .fpn import FpnSettings, FpnTask, pixel_cross_entropy, resized
@@ -144,7 +146,7 @@ def _label_cross_entropy(scores: Tensor, labels: Tensor, smoothing: float) -> Te
     labelled = labels >= 0
     target = labels.masked_fill(~labelled, -1)
     total = F.cross_entropy(scores, target, ignore_index=-1, reduction="sum", label_smoothing=smoothing)
-    return total / labelled.sum().clamp(min=1)
+    return total / ranks.mean_count(labelled.sum())
 
 
 def _depth_of(batch: Mapping[str, Tensor]) -> Tensor:
@@ -156,4 +158,4 @@ def _log_depth_l1(log_depth: Tensor, truth: Tensor) -> Tensor:
     valid = measured(truth)
     # The log is taken of a harmless 1 where nothing was measured, so that no inf or NaN meets the mask.
     error = (log_depth - torch.where(valid, truth, 1.0).float().log()).abs()
-    return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, error, 0.0).sum() / ranks.mean_count(valid.sum())

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfa_ext import ranks
+
 from .depth_metrics import CROPS, DepthMetric, measured
 from .figures import Figure
 from .fpn import resized
@@ -151,4 +153,4 @@ def scale_invariant_log(log_depth: Tensor, truth: Tensor, variance: float) -> Te
     # The root's slope at 0 is infinite.
     root = (spread + (1 - variance) * mean.square()).clamp(min=1e-10).sqrt()
     counted = valid.any(2).any(1)
-    return torch.where(counted, root, 0.0).sum() / counted.sum().clamp(min=1)
+    return torch.where(counted, root, 0.0).sum() / ranks.mean_count(counted.sum())

@@ -34,6 +34,9 @@ def cropped(depth: Tensor, crop: str) -> Tensor:
     return depth[..., rows, columns]
 
 
+_IMAGE_FIGURES = ("rmse_image", "abs_rel", "sq_rel", "rmse_log", "log10", "delta1", "delta2", "delta3")
+
+
 class DepthMetric:
     """Errors of predicted depth over the pixels whose true depth lies strictly between min_depth and max_depth.
 
@@ -50,7 +53,7 @@ class DepthMetric:
     def __init__(self, min_depth: float, max_depth: float, crop: str = "none") -> None:
         self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
         self._pixels = RunningMean()
-        self._images: dict[str, RunningMean] = {}
+        self._images = {name: RunningMean() for name in _IMAGE_FIGURES}
 
     def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
         """Counts one batch: prediction["depth"] and batch["depth"], [B, H, W] in metres. Images without a true depth
@@ -69,7 +72,7 @@ class DepthMetric:
             if valid.any():
                 self._pixels.add((p[valid] - t[valid]).square())
                 for name, value in _image_figures(p[valid], t[valid]).items():
-                    self._images.setdefault(name, RunningMean()).add(value)
+                    self._images[name].add(value)
 
     def compute(self) -> dict[str, float]:
         """The figures over all batches so far. Raises ValueError where no pixel was counted."""

@@ -13,7 +13,9 @@ import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor, distributed
+from torch import Tensor
+
+from sfa_ext import ranks
 
 from .figures import Figure
 
@@ -135,26 +137,13 @@ def _loaded(truth: COCO, results: list[dict[str, Any]]) -> COCO:
 
 def _from_all_ranks(*lists: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The lists of all ranks one after another, images numbered anew; the lists themselves when not distributed."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if ranks.size() == 1:
         return [*lists]
     whole: list[list[dict[str, Any]]] = [[] for _ in lists]
-    for part in _gathered(json.dumps(lists).encode()):
+    for part in ranks.gathered(json.dumps(lists).encode()):
         images, *rest = json.loads(part)
         shift = len(whole[0])
         whole[0] += [image | {"id": image["id"] + shift} for image in images]
         for target, entries in zip(whole[1:], rest, strict=True):
             target += [entry | {"image_id": entry["image_id"] + shift} for entry in entries]
     return whole
-
-
-def _gathered(data: bytes) -> list[bytes]:
-    """The bytes of every rank."""
-    device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
-    own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
-    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(lengths, torch.tensor([len(own)], device=device))
-    padded = own.new_zeros(int(max(lengths)))
-    padded[: len(own)] = own
-    parts = [torch.empty_like(padded) for _ in lengths]
-    distributed.all_gather(parts, padded)
-    return [part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfa_ext import ranks
+
 from .metrics import IGNORE, SEGMENTATION_FIGURES, SegmentationMetric
 
 
@@ -128,4 +130,4 @@ def pixel_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of scores [B, C, h, w] over the labelled pixels of [B, H, W]; 0 where there is none."""
     # reduction="mean" would give NaN for a batch without any labelled pixel.
     total = F.cross_entropy(resized(scores, labels.shape[-2:]), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total / ranks.mean_count((labels != IGNORE).sum())

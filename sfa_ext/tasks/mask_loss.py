@@ -9,7 +9,8 @@ It computes the terms of the paper (Cheng et al., "Masked-attention Mask Transfo
   other images a query that matches nothing learns "no object" even where its mask covers ignored pixels.
 * Logits between the outermost cell centres and the image's edge extend the edge, as in inference; the authors' code
   blends them with zeros.
-* The number of masks that normalises the loss is averaged over ranks when distributed.
+* The numbers of masks and of weighted queries that normalise the loss are averaged over ranks when distributed, so
+  that the mean of the ranks' losses is the loss of the whole batch, given the same points.
 
 Every random point comes from `torch.rand` on the device of the predictions, hence from torch's default generator:
 seeding it with `torch.manual_seed` before a step makes the step's points, and so its loss, reproducible. A step draws
@@ -26,7 +27,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .metrics import IGNORE, mean_over_ranks
+from sfa_ext import ranks
+
+from .metrics import IGNORE
 
 _WORST_COST = 1e9  # stands for NaN and infinity: finite, so that matching goes on with the sound predictions
 
@@ -79,7 +82,7 @@ class MaskClassificationLoss(nn.Module):
             present = present_classes(labels, self.n_classes)
             pairs = self.match(classes, masks, labels, present)
             bce, dice = self._mask_terms(masks, labels, pairs)
-            count = mean_over_ranks(present.sum().float()).clamp(min=1)
+            count = ranks.mean_count(present.sum().float())
             return {
                 "class": self._class_term(classes, pairs, present.any(1)),
                 "mask": bce.sum() / count,
@@ -136,7 +139,7 @@ class MaskClassificationLoss(nn.Module):
         weight = torch.where(target == self.n_classes, self.no_object_weight, 1.0) * labelled[None, :, None]
         each = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
         # Every layer has the same sum of weights, so one quotient over all of them is their mean.
-        return layers * (each * weight.flatten()).sum() / weight.sum().clamp(min=1e-6)
+        return layers * (each * weight.flatten()).sum() / ranks.mean_over(weight.sum()).clamp(min=1e-6)
 
     def _mask_terms(self, masks: Sequence[Tensor], labels: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         row = pairs.image * masks[0].shape[1] + pairs.query

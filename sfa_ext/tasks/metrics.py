@@ -5,28 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from sfa_ext import ranks
 
 from .figures import Figure
 
 IGNORE = 255
 """Label of a pixel that neither trains nor counts."""
-
-
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum of `value` over all ranks of the default process group; `value` itself when not distributed."""
-    if distributed.is_available() and distributed.is_initialized():
-        value = value.clone()
-        distributed.all_reduce(value)
-    return value
-
-
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of `value` over all ranks of the default process group; `value` itself when not distributed."""
-    if distributed.is_available() and distributed.is_initialized():
-        return sum_over_ranks(value) / distributed.get_world_size()
-    return value
-
 
 SEGMENTATION_FIGURES = (Figure("miou", "mIoU"), Figure("miou_objects", "mIoU of objects"))
 """What tables show of SegmentationMetric."""
@@ -89,9 +75,11 @@ class SegmentationMetric:
         Raises:
             ValueError: no labelled pixel was counted.
         """
-        if self.confusion is None or not int((confusion := sum_over_ranks(self.confusion)).sum()):
+        n = len(self.class_names)
+        own = torch.zeros(n, n, dtype=torch.int64) if self.confusion is None else self.confusion.cpu()
+        if not int((confusion := ranks.sum_over(own)).sum()):
             raise ValueError("no labelled pixel was counted: check that the labels are not all 255")
-        confusion = confusion.double().cpu()
+        confusion = confusion.double()
         hit = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hit
         present = [c for c in range(len(self.class_names)) if union[c] > 0]
@@ -115,8 +103,7 @@ class RunningMean:
         self.total = total if self.total is None else self.total + total
 
     def value(self) -> float | None:
-        """The mean; None when nothing was added."""
-        if self.total is None:
-            return None
-        total, count = sum_over_ranks(self.total).tolist()
+        """The mean; None when nothing was added on any rank."""
+        own = torch.zeros(2, dtype=torch.float64) if self.total is None else self.total.cpu()
+        total, count = ranks.sum_over(own).tolist()
         return total / count if count else None

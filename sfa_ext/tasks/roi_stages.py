@@ -11,6 +11,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
+from sfa_ext import ranks
+
 Features = dict[str, Tensor]
 Sizes = list[tuple[int, int]]
 
@@ -74,6 +76,7 @@ class RoIStages(nn.Module):
                 mask = self._mask_loss(features, proposals, matched, labels, sizes, targets)
             scores, regression = _boxes(stage, features, proposals, sizes)
             of_class, of_box = fastrcnn_loss(scores, regression, labels, offsets)
+            weight = weight * ranks.relative(len(scores), scores)  # torchvision's are means over this rank's samples
             terms["class"] = terms["class"] + weight * of_class
             terms["box"] = terms["box"] + weight * of_box
             if i + 1 < len(self.stages):
@@ -88,9 +91,10 @@ class RoIStages(nn.Module):
         boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
         which = [m[keep] for m, keep in zip(matched, positive, strict=True)]
         logits = self.mask_predictor(self.mask_head(self.mask_pool(features, boxes, sizes)))
-        return maskrcnn_loss(
+        mean = maskrcnn_loss(
             logits.float(), boxes, [t["masks"] for t in targets], [t["labels"] for t in targets], which
         )
+        return mean * ranks.relative(len(logits), logits)
 
     def detect(self, features: Features, proposals: list[Tensor], sizes: Sizes) -> list[dict[str, Tensor]]:
         """For each image "boxes" [n, 4], "labels" int64 [n] from 1 on, "scores" [n] and "shapes" [n, 28, 28], the
