@@ -14,8 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. SFA_DEBUG=1 shows the traceback of a failure."""
     options = _parse(arguments)
     try:
-        options.run(options)
-        return 0
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("\nsfa: interrupted; a run resumes from its last checkpoint with the same command", file=sys.stderr)
         return 130
@@ -63,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(fit)
     fit.add_argument("--out", help="folder of the run (default: runs/RECIPE-METHOD-seedN)")
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
+    fit.add_argument("--nproc", type=int, metavar="N", help="train with N processes on this machine (or use torchrun)")
 
     pretrain = _command(commands, "pretrain", _pretrain, "make a backbone checkpoint from the embedded source domain")
     _recipe_arguments(pretrain, default="pretrain-swinv2-pico")
@@ -202,18 +202,26 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"report: {demo(Path(options.out), quick=options.quick)}")
 
 
-def _fit(options: argparse.Namespace) -> None:
+def _fit(options: argparse.Namespace) -> int:
     from sfa_ext.report import run as report
-    from sfa_ext.training import loop, recipe
+    from sfa_ext.training import distributed, loop, recipe
 
     chosen = recipe.load(options.recipe, options.overrides)
     name = Path(options.recipe).name.removesuffix(".yaml")
     folder = Path(options.out or f"runs/{name}-{chosen.method.name}-seed{chosen.seed}")
-    fit = loop.Fit(chosen, folder, quiet=options.quiet)
-    print(f"{chosen.method.name}: {fit.model.adaptation.report()}")
-    for split, figures in fit.run().items():
-        print(f"{split}: " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if "/" not in k and k != "at"))
-    print(f"report: {report.write(folder)}")
+    if options.nproc is not None:
+        quiet = ["--quiet"] * options.quiet
+        arguments = ["fit", options.recipe, *options.overrides, "--out", str(folder), *quiet]
+        return distributed.launch(arguments, options.nproc)
+    with distributed.joined(chosen.device) as first:
+        say = print if first else lambda line: None
+        fit = loop.Fit(chosen, folder, quiet=options.quiet)
+        say(f"{chosen.method.name}: {fit.model.adaptation.report()}")
+        for split, figures in fit.run().items():
+            say(f"{split}: " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if "/" not in k and k != "at"))
+        if first:
+            print(f"report: {report.write(folder)}")
+    return 0
 
 
 def _pretrain(options: argparse.Namespace) -> None:

@@ -54,6 +54,9 @@ def _padded(value: Tensor, height: int, width: int, fill: float) -> Tensor:
 class StepBatches(Dataset):
     """Item `t` is the training batch of step `t`, a pure function of the data set, the two seeds and `t`.
 
+    With (rank, ranks) other than (0, 1) it is that rank's part of the batch, `batch_size / ranks` samples in a row: the
+    parts of all ranks together are the batch, sample by sample.
+
     The data set is read in one random order after another, batches running across their borders. Sample number p of the
     run (p = t * batch_size + its place in the batch) is augmented with random numbers drawn from (augment_seed, p), so
     the two streams are independent of each other and of everything else in the process.
@@ -63,21 +66,32 @@ class StepBatches(Dataset):
     """
 
     def __init__(
-        self, dataset: Any, transform: Callable[[Sample], Sample], batch_size: int, order_seed: int, augment_seed: int
+        self,
+        dataset: Any,
+        transform: Callable[[Sample], Sample],
+        batch_size: int,
+        order_seed: int,
+        augment_seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if batch_size % ranks:
+            raise ValueError(f"optim.batch: {batch_size} images cannot be split evenly over {ranks} ranks")
         if len(dataset) == 0:
             raise ValueError("cannot train on an empty data set")
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
         self.order_seed, self.augment_seed = order_seed, augment_seed
+        self.share = batch_size // ranks
+        self.first = rank * self.share
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self.batch_size
+        first = step * self.batch_size + self.first
         unreadable: dict[int, str] = {}
         with torch.random.fork_rng(devices=[]):
-            samples = [self._sample(position, unreadable) for position in range(first, first + self.batch_size)]
+            samples = [self._sample(position, unreadable) for position in range(first, first + self.share)]
         batch = collate(samples)
         return batch | {"unreadable": unreadable} if unreadable else batch
 
@@ -127,19 +141,22 @@ def loader(
     augment_seed: int,
     start: int = 0,
     workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterable[Batch]:
     """Training batches of steps `start`, `start` + 1, ... without end, the same for any number of worker processes.
 
     Args:
         dataset: samples by number.
         transform: makes a training sample of one, drawing from torch's CPU generator.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, over all ranks.
         order_seed: decides the order of the samples.
         augment_seed: decides the transforms' random numbers.
         start: first step.
         workers: processes that prepare batches; 0 prepares them in this one.
+        rank, ranks: which of how many equal parts of each batch.
     """
-    steps = StepBatches(dataset, transform, batch_size, order_seed, augment_seed)
+    steps = StepBatches(dataset, transform, batch_size, order_seed, augment_seed, rank, ranks)
     # A generator of its own: DataLoader would draw from torch's global one otherwise.
     return DataLoader(
         steps, batch_size=None, sampler=_StepsFrom(start), num_workers=workers, generator=torch.Generator()
@@ -170,14 +187,19 @@ def _collate_readable(samples: Sequence[Sample]) -> Batch:
     return batch | {"unreadable": unreadable} if unreadable else batch
 
 
-def eval_loader(dataset: Any, batch_size: int, workers: int = 0) -> DataLoader:
+def eval_loader(dataset: Any, batch_size: int, workers: int = 0, rank: int = 0, ranks: int = 1) -> DataLoader:
     """All samples once, in their order, normalised and at their own size (padded to the largest of each batch).
+
+    With (rank, ranks) other than (0, 1) the samples of that rank alone: a stretch of the data set. Stretches may differ
+    by one sample, and be empty.
 
     Samples that raise DataError are left out. Their batch has an entry "unreadable" that says, by position in the data
     set, what is wrong with them, and nothing else where it has no other samples.
     """
+    count = len(dataset)
     return DataLoader(
         _Transformed(dataset, eval_transform()),
+        sampler=range(rank * count // ranks, (rank + 1) * count // ranks),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate_readable,

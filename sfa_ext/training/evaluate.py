@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sfa_ext import data
+from sfa_ext import data, ranks
 from sfa_ext.data.loading import eval_loader
 from sfa_ext.data.unreadable import SHARE, Unreadable
 from sfa_ext.files import write_text
@@ -34,23 +34,33 @@ def evaluate(
 
     Samples that cannot be read are told to `warn` (default: to standard error), left out, and counted as "unreadable"
     among the figures. `workers` processes read. Raises DataError where more than `bad_share` of all cannot be read.
+
+    Several ranks take a stretch of the data set each, `batch` images at a time over all of them, and return the same
+    figures, those of the whole.
     """
     unreadable = Unreadable(len(dataset), bad_share)
-    metric = model.task.metrics()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    model.train(False)
-    # Images of many sizes go one by one: padding to the largest of a batch would change what the network sees.
-    batches = eval_loader(dataset, batch_size=1 if model.dynamic else batch, workers=workers)
-    for samples in tqdm(batches, disable=quiet or None, desc="eval"):
+    metric, found = model.task.metrics(), {}
+
+    def tell(samples: dict[str, Any]) -> None:
         unreadable.take(samples)
         for message in unreadable.news():
             (warn or _warn)(f"{message}; left out of the figures")
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    model.train(False)
+    # Images of many sizes go one by one: padding to the largest of a batch would change what the network sees.
+    size = 1 if model.dynamic else max(1, batch // ranks.size())
+    batches = eval_loader(dataset, size, workers, ranks.rank(), ranks.size())
+    for samples in tqdm(batches, disable=quiet or ranks.rank() > 0 or None, desc="eval"):
+        found |= samples.get("unreadable", {})
+        tell(samples)
         if not samples:
             continue
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             prediction = model.predict(samples["image"].to(device))
         metric.update(prediction, samples)
     model.train(True)
+    tell({"unreadable": ranks.merged(found)})
     return metric.compute() | ({"unreadable": len(unreadable)} if unreadable else {})
 
 

@@ -77,6 +77,20 @@ class Log:
         self._bar.close()
 
 
+class Silence:
+    """A Log that keeps everything to itself: that of all ranks but the first."""
+
+    def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None: ...
+
+    def warn(self, kind: str, step: int, message: str) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def show(self, advance: int = 0, **shown: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]

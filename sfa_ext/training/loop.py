@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
-from sfa_ext import data, deltas, tasks
+from sfa_ext import data, deltas, ranks, tasks
 from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
 from sfa_ext.data.unreadable import Unreadable
@@ -22,8 +23,9 @@ from sfa_ext.files import write_text
 from sfa_ext.training import checkpoint, memory, schedule
 from sfa_ext.training.evaluate import evaluate
 from sfa_ext.training.folder import CHECKPOINT, CONFIG, TASK
-from sfa_ext.training.log import Log, Rate
+from sfa_ext.training.log import Log, Rate, Silence
 from sfa_ext.training.model import Classes, Model, build, pick_device
+from sfa_ext.training.norms import SharedBatchNorm2d
 from sfa_ext.training.recipe import WITHOUT_EFFECT, Recipe
 from sfa_ext.training.run import task_file
 from sfa_ext.training.seeds import derive, stream
@@ -36,6 +38,11 @@ class Fit:
 
     folder: made if missing. A folder that holds a run of the same recipe is resumed (a finished one is not repeated);
     one of another recipe is refused with ValueError.
+
+    Where several ranks train together (`distributed.joined`), each builds one of these for the same folder and takes
+    its part of every batch; the first one alone writes. `optim.batch` is the whole batch, and the loss curve is that of
+    one process, up to rounding, wherever a task's loss and a method's forward pass draw no random numbers: each rank
+    draws its own.
     """
 
     def __init__(self, recipe: Recipe, folder: str | Path, quiet: bool = False):
@@ -51,6 +58,8 @@ class Fit:
         self.eval_sets = {n: data.build(part.name, **part.settings, **s) for n, s in splits.items() if s is not None}
         self.unreadable = Unreadable(len(self.train_set), part.bad_share)
         self.model: Model = build(recipe, Classes.of(self.train_set), self.device)
+        if ranks.size() > 1:
+            SharedBatchNorm2d.replace(self.model.task)
         self._take_selection()
         self._check_earlier()
         optim = recipe.optim
@@ -63,7 +72,8 @@ class Fit:
             steps=optim.steps,
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=optim.precision == "fp16")
+        scaler = ShardedGradScaler if ranks.size() > 1 else torch.amp.GradScaler
+        self.scaler = scaler(self.device.type, enabled=optim.precision == "fp16")
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.stepping, self.peak_memory = 0.0, 0  # seconds of the steps alone; bytes
         self.results: dict[str, dict[str, float]] = {}
@@ -94,7 +104,8 @@ class Fit:
     def run(self) -> dict[str, dict[str, float]]:
         """Trains to the end and returns the last figures by split."""
         recipe, steps = self.recipe, self.recipe.optim.steps
-        log = Log(self.folder, steps, self.step, self._is_past, self.quiet, recipe.method.name)
+        start = (self.folder, steps, self.step, self._is_past, self.quiet, recipe.method.name)
+        log = Log(*start) if ranks.rank() == 0 else Silence()
         with contextlib.closing(log):
             if self.step < steps:
                 self._train(log)
@@ -143,16 +154,18 @@ class Fit:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
         self.optimizer.zero_grad()
-        total, terms = 0.0, {}
+        sent, total, terms, unreadable = ranks.traffic.bytes, 0.0, {}, {}
         for micro in range(optim.accumulate):
             batch = next(batches)
-            self.unreadable.take(batch)
+            unreadable |= batch.pop("unreadable", {})
             batch = to_device(batch, self.device)
             loss, terms = self._loss(batch, self.step * optim.accumulate + micro)
             self.scaler.scale(loss / optim.accumulate).backward()
             total += float(loss.detach()) / optim.accumulate
-        self.scaler.unscale_(self.optimizer)
+        total, terms = self._together(total, terms, unreadable)
         trained = [*self.model.adaptation.parameters(), *self.model.task.parameters()]
+        ranks.mean_gradients(trained)
+        self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, optim.clip or math.inf))
         if math.isfinite(norm) or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
@@ -161,18 +174,27 @@ class Fit:
         self.skipped += not math.isfinite(norm)
         self.scaler.update()
         counts = {"skipped": self.skipped, "unreadable": len(self.unreadable)}
+        if ranks.size() > 1:
+            counts["sent"] = ranks.traffic.bytes - sent  # bytes of this rank's messages in this step
         numbers = {"loss": total, "grad_norm": norm, "lr": optim.lr * factor} | counts
-        return numbers | {f"loss_{n}": float(t) for n, t in terms.items()}
+        return numbers | {f"loss_{n}": t for n, t in terms.items()}
+
+    def _together(self, loss: float, terms: dict[str, Tensor], unreadable: dict[int, str]) -> tuple[float, dict]:
+        """Loss and terms of the whole batch; counts the samples that any rank could not read."""
+        loss, news, *values = ranks.means([loss, len(unreadable), *(float(t) for t in terms.values())])
+        self.unreadable.take({"unreadable": ranks.merged(unreadable) if news else {}})
+        return loss, dict(zip(terms, values, strict=True))
 
     def _loss(self, batch: dict[str, Any], micro_step: int) -> tuple[Tensor, dict[str, Tensor]]:
         seed, precision = self.recipe.seed, self.recipe.optim.precision
         dtype = _AUTOCAST[precision]
+        own = lambda name: f"{name}/{ranks.rank()}" if ranks.rank() else name  # noqa: E731
         with torch.autocast(self.device.type, dtype, enabled=precision != "fp32"):
             # Backbone and loss draw from streams of their own: a method that draws more numbers than another in its
             # forward must not change the points that the loss samples.
-            with stream(seed, "forward", micro_step):
+            with stream(seed, own("forward"), micro_step):
                 maps = self.model.backbone(batch["image"])
-            with stream(seed, "loss", micro_step):
+            with stream(seed, own("loss"), micro_step):
                 return self.model.task.loss(maps, batch)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -186,6 +208,8 @@ class Fit:
                 augment_seed=derive(recipe.seed, "augment"),
                 start=self.step * recipe.optim.accumulate,
                 workers=part.workers,
+                rank=ranks.rank(),
+                ranks=ranks.size(),
             )
         )
 
@@ -204,10 +228,14 @@ class Fit:
         for split in missing:
             self._evaluate(log, split)
             self.results[split]["at"] = self.step
-        if missing or not (self.folder / TASK).is_file():
+        if missing or not ranks.all_true((self.folder / TASK).is_file()):
+            self._write_task()
+            self._save()
+
+    def _write_task(self) -> None:
+        if ranks.rank() == 0:
             task = deltas.collect(self.model.adaptation, self.model.task, **self._task_meta())
             deltas.write(self.folder / TASK, task)
-            self._save()
 
     def _evaluated(self, split: str) -> bool:
         return self.results.get(split, {}).get("at") == self.recipe.optim.steps
@@ -241,7 +269,9 @@ class Fit:
     def _save(self) -> None:
         kept = ("step", "skipped", "seconds", "stepping", "peak_memory", "results")
         meta = {name: getattr(self, name) for name in kept} | {"unreadable": self.unreadable.positions}
-        checkpoint.save(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler, meta)
+        if ranks.rank() == 0:
+            checkpoint.save(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler, meta)
+        ranks.all_true(True)
 
     def _resume(self) -> None:
         meta = checkpoint.load(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler)
@@ -257,6 +287,12 @@ class Fit:
         return now
 
     def _claim_folder(self) -> None:
+        """Writes the recipe into the folder, or raises ValueError where it holds a run of another one."""
+        if ranks.rank() == 0:
+            self._claim()
+        ranks.all_true(True)  # the others look after the first one wrote
+
+    def _claim(self) -> None:
         text = yaml.safe_dump(self.recipe.as_dict(), sort_keys=False)
         path = self.folder / CONFIG
         if path.is_file():
