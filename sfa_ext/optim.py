@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfa_ext import ops, ranks  # noqa: F401  (ops registers torch.ops.sfa)
+from sfa_ext.selection.shards import local
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -112,7 +113,7 @@ class SparseAdamW(torch.optim.Optimizer):
         half = [m["master"] for m in moments if "master" in m]
         group = self._selected
         torch.ops.sfa.sparse_adamw_(
-            [weights[n] for n in names],
+            [local(weights[n]) for n in names],
             [slots[n].grad for n in names],
             [entries[n].index for n in names],
             [entries[n].round for n in names],
@@ -140,7 +141,7 @@ class SparseAdamW(torch.optim.Optimizer):
         return torch.optim.AdamW(list(self.search.weights.values()), fused=True, **group)
 
     def _end_round(self) -> None:
-        number, own = self.search.round, not self.search.needs_mean_gradients
+        number, own = self.search.round, not (self.search.needs_mean_gradients or self.search.selection.shared)
         orders = self.search.select()
         for name, order in orders.items():
             self._moments[name] = self._grown(name, order)
@@ -159,15 +160,16 @@ class SparseAdamW(torch.optim.Optimizer):
             grown[part] = torch.cat([tensor, new])[order]
         if "master" in grown:
             fresh = entries.round == self.search.round - 1
-            grown["master"] = torch.where(fresh, weight.flatten()[entries.index].float(), grown["master"])
+            grown["master"] = torch.where(fresh, local(weight).flatten()[entries.index].float(), grown["master"])
         return grown
 
     def _follow_search(self) -> None:
         """After the last round no dense gradient is kept, and none is made for a weight without selected entries."""
         if self.search.finished:
+            counts = self.search.selection.counts()  # of all ranks, which must agree on what has a gradient
             self._candidates["params"].clear()
             for name, weight in self.search.weights.items():
-                weight.requires_grad_(len(self.search.selection.entries[name]) > 0)
+                weight.requires_grad_(counts[name] > 0)
                 weight.grad = None
 
     def _gatherer(self, name: str) -> Callable[[Tensor], None]:
@@ -176,8 +178,8 @@ class SparseAdamW(torch.optim.Optimizer):
         def gather(weight: Tensor) -> None:
             index = self.search.selection.entries[name].index
             slot = self._selected["params"][position]
-            if index.numel():
-                values = weight.grad.flatten()[index]
+            if self.search.selection.counts()[name]:  # on any rank: all ranks then take the same steps
+                values = local(weight.grad).flatten()[index]
                 # While the search runs weight.grad itself accumulates over micro-batches, later the slot does.
                 again = self.search.finished and slot.grad is not None
                 slot.grad = slot.grad + values if again else values
@@ -190,16 +192,18 @@ class SparseAdamW(torch.optim.Optimizer):
         """own: the candidates' gradients are those of this rank's part of the batch."""
         for slot, (name, entries) in zip(self.slots(), self.search.selection, strict=True):
             gradient = self.search.weights[name].grad
-            if gradient is not None and len(entries):
-                slot.grad = gradient.flatten()[entries.index]
+            if gradient is not None and self.search.selection.counts()[name]:
+                slot.grad = local(gradient).flatten()[entries.index]
         if own and self.search.schedule.interval == 0:  # they are applied in this very step
             ranks.mean_gradients(self.slots())
 
     def _finite(self) -> bool:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [g for g in gradients if g.numel()]
         finite = not gradients or bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all())
-        # What is averaged is the same everywhere; candidates may overflow on one rank alone.
-        return ranks.all_true(finite) if self._candidates["params"] else finite
+        # What is averaged is the same everywhere; candidates, and parts of what is shared, may overflow on one rank.
+        alone = self._candidates["params"] or self.search.selection.shared
+        return ranks.all_true(finite) if alone else finite
 
     def _release(self) -> None:
         for group in (self._selected, self._candidates):
@@ -218,7 +222,7 @@ class SparseAdamW(torch.optim.Optimizer):
         weight, index = self.search.weights[name], self.search.selection.entries[name].index
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         parts = {part: torch.zeros(len(index), dtype=dtype, device=weight.device) for part in ("exp_avg", "exp_avg_sq")}
-        return parts | ({"master": weight.flatten()[index].float()} if weight.dtype in _HALF else {})
+        return parts | ({"master": local(weight).flatten()[index].float()} if weight.dtype in _HALF else {})
 
     def selected_state(self) -> dict[str, Tensor]:
         """State of the selected entries as a flat dict of tensors, for `load_selected_state`."""

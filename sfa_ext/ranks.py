@@ -65,6 +65,13 @@ def sum_over(value: Tensor) -> Tensor:
     return sum_(value.clone()) if size() > 1 else value
 
 
+def sum_before(number: int) -> int:
+    """The sum of `number` over the ranks before this one."""
+    numbers = torch.zeros(size(), dtype=torch.int64)
+    numbers[rank()] = number
+    return int(sum_(numbers)[: rank()].sum())
+
+
 def mean_over(value: Tensor) -> Tensor:
     """The mean of `value` (floating) over all ranks; `value` itself is left as it is."""
     return sum_over(value) / size() if size() > 1 else value
@@ -135,6 +142,23 @@ def gathered(data: bytes) -> list[bytes]:
     with _message(padded):
         distributed.all_gather(parts, padded)
     return [part[:n].numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
+
+
+def to_first(data: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """`data` [n], on the CPU, of every rank, in the order of ranks: on the first one; on others nothing.
+
+    lengths: n of every rank.
+    """
+    if size() == 1:
+        return [data]
+    if rank():
+        with _message(data):
+            distributed.send(data, 0)
+        return []
+    parts = [data, *(data.new_empty(length) for length in lengths[1:])]
+    for sender, part in enumerate(parts[1:], 1):
+        distributed.recv(part, sender)
+    return parts
 
 
 def merged(found: dict[int, str]) -> dict[int, str]:

@@ -21,7 +21,7 @@ FLOORS = {
     "ranks": set(),
     "data": {"files"},
     "selection": {"ops", "ranks"},
-    "optim": {"ops", "ranks"},
+    "optim": {"ops", "ranks", "selection"},
     "env": {"ops"},
     "backbones": {"ops", "files"},
     "tasks": {"ops", "data", "ranks"},

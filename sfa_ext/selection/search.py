@@ -11,6 +11,8 @@ from sfa_ext import ops, ranks  # noqa: F401  (ops registers torch.ops.sfa)
 from sfa_ext.selection.rows import best_rows
 from sfa_ext.selection.schedule import Schedule
 from sfa_ext.selection.selection import Selection
+from sfa_ext.selection.sharded import select_topk
+from sfa_ext.selection.shards import local, part_of
 
 # gradient: |sum of g| (Algorithm 1, line 8); absolute: sum of |g|; squared: sum of g^2;
 # displacement: |theta_0 - theta_t| after everything trained through the round (Eq. 4, literally);
@@ -30,7 +32,8 @@ class Search:
     Where several ranks train together, each on its part of every batch, all of them select the same weights. Sums of
     signed gradients are linear: each rank adds up its own gradients, and `select` averages the scores, once a round;
     they then are those of the whole batches, up to rounding. |g| and g^2 are not linear, and a displacement follows the
-    optimizer: these criteria need the whole batch's gradient in every step (`needs_mean_gradients`).
+    optimizer: these criteria need the whole batch's gradient in every step (`needs_mean_gradients`). Weights that ranks
+    share (`fully_shard`) come with averaged gradients; each rank then scores its own part of them.
 
     Parameters
     ----------
@@ -76,8 +79,8 @@ class Search:
         if schedule.total == 0:
             self.round = schedule.rounds
         elif self.accumulates:
-            self.scores = {n: torch.zeros_like(w, dtype=_score_dtype(w)) for n, w in self.weights.items()}
-        self.start = {n: w.detach().clone() for n, w in self.weights.items()} if self.trains_all else {}
+            self.scores = {n: torch.zeros_like(local(w), dtype=_score_dtype(w)) for n, w in self.weights.items()}
+        self.start = {n: local(w).clone() for n, w in self.weights.items()} if self.trains_all else {}
 
     @staticmethod
     def over(selection: Selection) -> Search:
@@ -98,13 +101,14 @@ class Search:
 
     @property
     def needs_mean_gradients(self) -> bool:
-        """True where `score` must be shown gradients that are averaged over ranks already."""
-        return not self.finished and self.criterion in ("absolute", "squared", "displacement")
+        """True where `score` must be shown gradients that are averaged over ranks, and they are not yet."""
+        linear = self.criterion in ("gradient", "random")
+        return not (self.finished or linear or self.selection.shared)
 
     @property
     def has_own_scores(self) -> bool:
         """True while scores are of this rank's part of the batches alone."""
-        return not self.finished and self.criterion == "gradient" and ranks.size() > 1
+        return not (self.finished or self.selection.shared) and self.criterion == "gradient" and ranks.size() > 1
 
     @property
     def trains_all(self) -> bool:
@@ -125,14 +129,14 @@ class Search:
             return
         seen = [n for n, w in self.weights.items() if w.grad is not None]
         torch.ops.sfa.accumulate_scores_(
-            [self.scores[n] for n in seen], [self.weights[n].grad for n in seen], self.criterion
+            [self.scores[n] for n in seen], [local(self.weights[n].grad) for n in seen], self.criterion
         )
 
     def reset(self) -> None:
         """Puts theta_0 back into every candidate, bit by bit."""
         if self.trains_all:
             for name, weight in self.weights.items():
-                weight.data.copy_(self.start[name])
+                local(weight).copy_(self.start[name])
         self.selection.restore()
 
     def observe(self) -> None:
@@ -143,7 +147,7 @@ class Search:
     def select(self) -> dict[str, Tensor]:
         """Ends a round: picks its share of weights, and returns for each weight the order of `Selection.add`."""
         if self.criterion == "displacement":
-            moved = {n: w.detach() - self.start[n] for n, w in self.weights.items()}
+            moved = {n: local(w) - self.start[n] for n, w in self.weights.items()}
             picked = self._rank({n: m.to(_score_dtype(m)) for n, m in moved.items()})
         elif self.criterion == "random":
             picked = self._rank(self._random_scores())
@@ -162,7 +166,8 @@ class Search:
     def _random_scores(self) -> dict[str, Tensor]:
         """Scores that depend on the seed and the round alone."""
         generator = torch.Generator().manual_seed(self.seed + self.round)
-        return {n: torch.rand(w.shape, generator=generator).to(w.device) for n, w in self.weights.items()}
+        draw = lambda w: torch.rand(w.shape, generator=generator)  # noqa: E731
+        return {n: part_of(draw(w), w).to(w.device, copy=True) for n, w in self.weights.items()}
 
     def _rank(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         excluded = [e.index for _, e in self.selection]
@@ -170,33 +175,34 @@ class Search:
         if self.granularity == "row":
             return dict(zip(scores, self._rank_rows(values, excluded), strict=True))
         count = self.schedule.size(self.round + 1)
+        shared, sizes = self.selection.shared, [w.numel() for w in self.weights.values()]
         if self.scope == "global":
-            return dict(zip(scores, torch.ops.sfa.select_topk(values, excluded, count), strict=True))
+            return dict(zip(scores, select_topk(values, excluded, count, shared), strict=True))
         # Each tensor's final number is fixed from the start; a round takes its part of what is still missing.
-        final = _proportional([s.numel() for s in values], self.schedule.total)
-        shares = _proportional([n - e.numel() for n, e in zip(final, excluded, strict=True)], count)
+        final, taken = _proportional(sizes, self.schedule.total), self.selection.counts().values()
+        shares = _proportional([n - before for n, before in zip(final, taken, strict=True)], count)
         return {
-            name: torch.ops.sfa.select_topk([value], [index], share)[0]
+            name: select_topk([value], [index], share, shared)[0]
             for name, value, index, share in zip(scores, values, excluded, shares, strict=True)
         }
 
     def _rank_rows(self, scores: list[Tensor], taken: list[Tensor]) -> list[Tensor]:
-        whole = self.schedule.until(self.round + 1)
+        whole, shared = self.schedule.until(self.round + 1), self.selection.shared
         if self.scope == "global":
-            return best_rows(scores, taken, whole - self.selection.count())
-        rooms = _proportional([s.numel() for s in scores], whole)
+            return best_rows(scores, taken, whole - self.selection.count(), shared)
+        rooms = _proportional([w.numel() for w in self.weights.values()], whole)
         return [
-            best_rows([score], [index], room - index.numel())[0]
-            for score, index, room in zip(scores, taken, rooms, strict=True)
+            best_rows([score], [index], room - before, shared)[0]
+            for score, index, room, before in zip(scores, taken, rooms, self.selection.counts().values(), strict=True)
         ]
 
     def _take(self, picked: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.criterion != "displacement":
             return self.selection.add(picked, self.round)
         # Selected entries keep what they learned through the round, all others go back to theta_0.
-        trained = {n: w.detach().clone() for n, w in self.weights.items()}
+        trained = {n: local(w).clone() for n, w in self.weights.items()}
         for name, weight in self.weights.items():
-            weight.copy_(self.start[name])
+            local(weight).copy_(self.start[name])
         orders = self.selection.add(picked, self.round)
         self.selection.write({n: trained[n].flatten()[e.index] for n, e in self.selection})
         return orders

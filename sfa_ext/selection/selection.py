@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfa_ext import ranks
+from sfa_ext.selection.shards import gathered, local, shared, span, within
+
 
 @dataclass
 class Entries:
-    """Selected entries of one weight: sorted flat positions, the round of each (from 0), and theta_0 there."""
+    """Selected entries of one weight: sorted flat positions, the round of each (from 0), and theta_0 there.
+
+    Of a weight that ranks share, these are the entries on this rank; positions count from the start of its part.
+    """
 
     index: Tensor  # int64 [k]
     round: Tensor  # int16 [k]
@@ -27,22 +33,44 @@ class Entries:
 
 
 class Selection:
-    """Selected entries of several weights by name. Grows by whole rounds; an entry is never taken twice."""
+    """Selected entries of several weights by name. Grows by whole rounds; an entry is never taken twice.
+
+    Ranks may share the weights (`fully_shard`): each then holds the entries of its part, and all of them make every
+    call that changes the selection or gives its state.
+    """
 
     def __init__(self, weights: Mapping[str, Tensor]):
         self.weights = dict(weights)
-        self.entries = {name: Entries.none(weight.detach()) for name, weight in self.weights.items()}
+        self._forget()
+
+    def _forget(self) -> None:
+        self.shared = shared(self.weights.values())  # whether ranks have parts of the weights
+        self._hold({name: Entries.none(local(weight)) for name, weight in self.weights.items()})
+
+    def _hold(self, entries: dict[str, Entries]) -> None:
+        self.entries = entries
+        self._counts = {name: len(e) for name, e in entries.items()}
+        if self.shared:
+            counts = ranks.sum_(torch.tensor(list(self._counts.values())))
+            self._counts = dict(zip(entries, counts.tolist(), strict=True))
+
+    def follow(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes the same weights after they were spread over ranks. Raises ValueError where any is selected already."""
+        if self.count():
+            raise ValueError(f"selection: {self.count()} weights are selected already; shard the model before that")
+        self.weights = {name: weights[name] for name in self.weights}
+        self._forget()
 
     def __iter__(self) -> Iterator[tuple[str, Entries]]:
         return iter(self.entries.items())
 
     def count(self) -> int:
-        """How many weights are selected, over all tensors."""
-        return sum(len(e) for e in self.entries.values())
+        """How many weights are selected, over all tensors and ranks."""
+        return sum(self._counts.values())
 
     def counts(self) -> dict[str, int]:
-        """Selected entries by weight name."""
-        return {name: len(e) for name, e in self.entries.items()}
+        """Selected entries by weight name, over all ranks."""
+        return dict(self._counts)
 
     def fix(self, positions: Mapping[str, Tensor]) -> None:
         """Takes flat positions found elsewhere (int64, sorted) in place of what is selected, values theta_0.
@@ -54,71 +82,97 @@ class Selection:
         for name, index in positions.items():
             _check_positions(name, index, self.weights[name].numel())
         self.restore()
-        self.entries = {name: Entries.none(weight.detach()) for name, weight in self.weights.items()}
-        self.add({n: index.to(self.weights[n].device, torch.int64) for n, index in positions.items()}, 0)
+        self._forget()
+        self.add({n: self._here(n, index.to(self.weights[n].device, torch.int64)) for n, index in positions.items()}, 0)
 
     def add(self, picked: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-        """Takes the flat positions `picked` (int64, sorted) into round `number` (from 0).
+        """Takes the flat positions `picked` (int64, sorted; of this rank's parts) into round `number` (from 0).
 
         Returns for each weight the order that sorts [old entries, new entries] by position, so that state kept
         alongside the entries can follow. Raises ValueError for a position that was taken before.
         """
-        orders = {}
+        orders, entries = {}, dict(self.entries)
         for name, index in picked.items():
-            old = self.entries[name]
+            old = entries[name]
             merged, order = torch.sort(torch.cat([old.index, index]), stable=True)
             if (merged[1:] == merged[:-1]).any():
                 raise ValueError(f"picked: {name} holds positions that are selected already")
-            weight = self.weights[name].detach().flatten()
-            self.entries[name] = Entries(
+            weight = local(self.weights[name]).flatten()
+            entries[name] = Entries(
                 merged,
                 torch.cat([old.round, torch.full_like(index, number, dtype=torch.int16)])[order],
                 torch.cat([old.original, weight[index]])[order],
             )
             orders[name] = order
+        self._hold(entries)
         return orders
 
     def values(self) -> dict[str, Tensor]:
-        """Present values at the selected positions, by weight name; copies."""
-        return {name: self.weights[name].detach().flatten()[e.index] for name, e in self}
+        """Present values at the selected positions of this rank, by weight name; copies."""
+        return {name: local(self.weights[name]).flatten()[e.index] for name, e in self}
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Puts `values` (as `values()` returns them) at the selected positions."""
         for name, entries in self:
-            self.weights[name].view(-1)[entries.index] = values[name]
+            local(self.weights[name]).view(-1)[entries.index] = values[name]
 
     def restore(self) -> None:
         """Puts theta_0 back, bit by bit."""
         self.write({name: e.original for name, e in self})
 
+    def whole(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Positions in the whole weights and values there, by weight name: on the first rank, on others nothing."""
+        index = {name: e.index + span(self.weights[name])[0] for name, e in self}
+        return gathered(index, self.shared), gathered(self.values(), self.shared)
+
     def state(self) -> dict[str, Tensor]:
-        """Positions, rounds, original and present values as a flat dict of tensors, for `load_state`."""
-        parts = {f"{name}/{part}": getattr(e, part) for name, e in self for part in ("index", "round", "original")}
-        return parts | {f"{name}/value": v for name, v in self.values().items()}
+        """Positions, rounds, original and present values as a flat dict of tensors, for `load_state`.
+
+        Of weights that ranks share, all of it is on the first rank, and nothing on others.
+        """
+        parts = {f"{name}/{part}": getattr(e, part) for name, e in self for part in ("round", "original")}
+        index, values = self.whole()
+        state = gathered(parts, self.shared)
+        return state | {f"{n}/index": i for n, i in index.items()} | {f"{n}/value": v for n, v in values.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `state` returned and writes its values into the weights.
+        """Takes what `state` returned, on any number of ranks, and writes its values into the weights.
 
-        Raises ValueError, before anything changes, where names, positions or original values do not fit the weights.
+        Original values may be left out, they are then what the weights hold without this selection. Raises ValueError,
+        before anything changes, where names, positions or original values do not fit the weights.
         """
-        entries, values = {}, {}
-        for name, weight in self.weights.items():
-            parts = [state.get(f"{name}/{part}") for part in ("index", "round", "original", "value")]
-            if any(part is None for part in parts):
-                raise ValueError(f"selection: no entries for weight {name!r}; it was made for another backbone")
-            index, rounds, original, values[name] = (part.to(weight.device) for part in parts)
-            fits = index.shape == rounds.shape == original.shape == values[name].shape
-            _check_positions(name, index, weight.numel(), fits)
-            entries[name] = Entries(index, rounds, original)
-        present = self.values()
+        entries, values, present = {}, {}, self.values()
         self.restore()
-        for name, e in entries.items():
-            if not torch.equal(self.weights[name].detach().flatten()[e.index], e.original):
-                self.write(present)
-                raise ValueError(f"selection: {name!r} holds other values than those selected; another backbone?")
-        self.entries = entries
+        try:
+            for name in self.weights:
+                entries[name], values[name] = self._entries(name, state)
+        except ValueError:
+            self.write(present)
+            raise
+        self._hold(entries)
         self.write(values)
+
+    def _entries(self, name: str, state: Mapping[str, Tensor]) -> tuple[Entries, Tensor]:
+        """This rank's entries of a state, and their values; the weights hold theta_0."""
+        weight = self.weights[name]
+        index, *rest = (state.get(f"{name}/{part}") for part in ("index", "round", "value", "original"))
+        if any(part is None for part in (index, *rest[:2])):
+            raise ValueError(f"selection: no entries for weight {name!r}; it was made for another backbone")
+        fits = all(part is None or part.shape == index.shape for part in rest)
+        _check_positions(name, index, weight.numel(), fits)
+        here = within(index, weight)
+        rounds, value, original = (None if part is None else part[here].to(weight.device) for part in rest)
+        index = self._here(name, index).to(weight.device)
+        present = local(weight).flatten()[index]
+        if original is not None and not torch.equal(present, original):
+            raise ValueError(f"selection: {name!r} holds other values than those selected; another backbone?")
+        return Entries(index, rounds, present), value
+
+    def _here(self, name: str, index: Tensor) -> Tensor:
+        """Of sorted positions in the whole weight those on this rank, counted from the start of its part."""
+        weight = self.weights[name]
+        return index[within(index, weight)] - span(weight)[0]
 
 
 def _check_positions(name: str, index: Tensor, size: int, fits: bool = True) -> None:

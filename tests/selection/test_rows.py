@@ -30,7 +30,7 @@ def test_rows_that_are_taken_are_left_out_and_ties_go_to_the_lowest_place():
     scores = [torch.ones(3, 2), torch.ones(2, 2)]
     picked = best_rows(scores, [torch.tensor([0, 1]), none()], 6)
     assert [i.tolist() for i in picked] == [[2, 3, 4, 5], [0, 1]]
-    with pytest.raises(ValueError, match="hold NaN"):
+    with pytest.raises(RuntimeError, match=r"scores\[0\] holds NaN"):
         best_rows([torch.full((2, 2), float("nan"))], [none()], 4)
 
 
