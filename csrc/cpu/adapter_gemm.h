@@ -90,6 +90,7 @@ struct Tile {
 
   // sum[r] += a(r, k) * b(k) for k < depth words; a(r, k) is at a + r * row_step + k * depth_step.
   SFA_INLINE void multiply(const Word* a, int64_t row_step, int64_t depth_step, const Word* b, int64_t depth) {
+#pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k, a += depth_step, b += 2 * kL) step(a, row_step, b, Rows{});
   }
   template <int... kRow>
