@@ -34,6 +34,7 @@ inline AdapterSizes check_adapter(const torch::stable::Tensor& x, const torch::s
   STD_TORCH_CHECK(x.dim() >= 1, "x must have a last dimension");
   STD_TORCH_CHECK(w_down.dim() == 2, "w_down must be [d, D], got ", shape_of(w_down));
   const int64_t width = x.size(x.dim() - 1), hidden = w_down.size(0);
+  STD_TORCH_CHECK(width >= 1, "x must be [..., D] with D at least 1, got ", shape_of(x));
   const auto check = [&](const torch::stable::Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
     check_form(t, name, shape, x.scalar_type());
     STD_TORCH_CHECK(beside(t, x), name, " must be on the device of x");
@@ -42,16 +43,25 @@ inline AdapterSizes check_adapter(const torch::stable::Tensor& x, const torch::s
   check(w_up, "w_up", {width, hidden});
   if (b_down.has_value()) check(*b_down, "b_down", {hidden});
   if (b_up.has_value()) check(*b_up, "b_up", {width});
-  return {width == 0 ? 0 : x.numel() / width, width, hidden};
+  return {x.numel() / width, width, hidden};
+}
+
+// Whether t is [..., columns] with the rows of x.
+inline bool has_rows_of(const torch::stable::Tensor& t, const torch::stable::Tensor& x, int64_t columns) {
+  bool same = t.dim() == x.dim() && t.size(t.dim() - 1) == columns;
+  for (int64_t i = 0; same && i + 1 < x.dim(); ++i) same = t.size(i) == x.size(i);
+  return same;
 }
 
 // Raises unless t has the shape of x, and its dtype or, where that is a half type, float32.
 inline void check_like_x(const torch::stable::Tensor& t, const char* name, const torch::stable::Tensor& x) {
-  STD_TORCH_CHECK(shape_of(t) == shape_of(x), name, " must be ", shape_of(x), " as x is, got ", shape_of(t));
+  STD_TORCH_CHECK(has_rows_of(t, x, x.size(x.dim() - 1)), name, " must be ", shape_of(x), " as x is, got ",
+                  shape_of(t));
   STD_TORCH_CHECK(same_or_float(t, x) && beside(t, x), name, " has the wrong dtype or device");
 }
 
-inline void check_norm(const torch::stable::Tensor& t, const char* name, const torch::stable::Tensor& x) {
+inline void check_norm(const torch::stable::Tensor& t, const char* name, const torch::stable::Tensor& x, double eps) {
+  STD_TORCH_CHECK(eps >= 0, "eps must not be negative, got ", eps);
   const int64_t width = x.size(x.dim() - 1);
   STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == width, name, " must be [D] = [", width, "], got ", shape_of(t));
   STD_TORCH_CHECK(same_or_float(t, x) && beside(t, x), name, " has the wrong dtype or device");
@@ -62,12 +72,13 @@ inline AdapterSizes check_adapter_norm(const torch::stable::Tensor& residual, co
                                        const std::optional<torch::stable::Tensor>& b_down,
                                        const torch::stable::Tensor& w_up,
                                        const std::optional<torch::stable::Tensor>& b_up,
-                                       const torch::stable::Tensor& norm_weight,
-                                       const torch::stable::Tensor& norm_bias) {
+                                       const torch::stable::Tensor& norm_weight, const torch::stable::Tensor& norm_bias,
+                                       double eps) {
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
   check_like_x(residual, "residual", x);
-  check_norm(norm_weight, "norm_weight", x);
-  check_norm(norm_bias, "norm_bias", x);
+  check_norm(norm_weight, "norm_weight", x, eps);
+  check_norm(norm_bias, "norm_bias", x, eps);
+  STD_TORCH_CHECK(norm_bias.scalar_type() == norm_weight.scalar_type(), "norm_bias must have the dtype of norm_weight");
   return sizes;
 }
 
@@ -77,10 +88,10 @@ inline void check_output_mask(const std::vector<bool>& mask, size_t outputs) {
 
 // Raises if `kept` is there and not what a forward on x kept, [..., columns].
 inline void check_kept(const std::optional<torch::stable::Tensor>& kept, const char* name, int64_t columns,
-                       const AdapterSizes& sizes, const torch::stable::Tensor& x) {
+                       const torch::stable::Tensor& x) {
   if (!kept.has_value()) return;
-  STD_TORCH_CHECK(kept->numel() == sizes.rows * columns && kept->size(-1) == columns, name, " must be [..., ", columns,
-                  "] with the rows of x, got ", shape_of(*kept));
+  STD_TORCH_CHECK(has_rows_of(*kept, x, columns), name, " must be [..., ", columns, "] with the rows of x, got ",
+                  shape_of(*kept));
   STD_TORCH_CHECK(kept->scalar_type() == x.scalar_type() && beside(*kept, x), name, " must be like x");
 }
 
@@ -93,22 +104,22 @@ inline AdapterSizes check_adapter_backward(const torch::stable::Tensor& grad_out
   check_like_x(grad_out, "grad_out", x);
   STD_TORCH_CHECK(grad_out.scalar_type() == x.scalar_type(), "grad_out must have the dtype of x");
   check_output_mask(output_mask, 5);
-  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
+  check_kept(hidden, "hidden", sizes.hidden, x);
   return sizes;
 }
 
 inline AdapterSizes check_adapter_norm_backward(
     const torch::stable::Tensor& grad_out, const torch::stable::Tensor& x, const torch::stable::Tensor& w_down,
     const std::optional<torch::stable::Tensor>& b_down, const torch::stable::Tensor& w_up,
-    const std::optional<torch::stable::Tensor>& b_up, const torch::stable::Tensor& norm_weight,
+    const std::optional<torch::stable::Tensor>& b_up, const torch::stable::Tensor& norm_weight, double eps,
     const std::vector<bool>& output_mask, const std::optional<torch::stable::Tensor>& hidden,
     const std::optional<torch::stable::Tensor>& adapted) {
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
   check_like_x(grad_out, "grad_out", x);
-  check_norm(norm_weight, "norm_weight", x);
+  check_norm(norm_weight, "norm_weight", x, eps);
   check_output_mask(output_mask, 7);
-  check_kept(hidden, "hidden", sizes.hidden, sizes, x);
-  check_kept(adapted, "adapted", sizes.width, sizes, x);
+  check_kept(hidden, "hidden", sizes.hidden, x);
+  check_kept(adapted, "adapted", sizes.width, x);
   return sizes;
 }
 

@@ -1,5 +1,4 @@
-// Argument checks for memory safety. The Python layer has already said what is wrong in full; these hold when a
-// kernel is reached without it.
+// What kernels demand of their arguments, in few words. The Python layer says it in full where they refuse.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -162,7 +162,7 @@ Tensor fused_adapter_norm(const Tensor& residual,  // [..., D], float32 where th
                           const Tensor& norm_weight,            // [D], float32 or like x
                           const Tensor& norm_bias,              // [D], float32 or like x
                           double eps) {
-  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias);
+  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
   if (leave_to_torch(x.scalar_type()))
     return std::get<0>(torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps));
   return forward_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps, sizes, nullptr, nullptr);
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residua
                                                            const Tensor& w_up, const std::optional<Tensor>& b_up,
                                                            const Tensor& norm_weight, const Tensor& norm_bias,
                                                            double eps, bool keep_adapted) {
-  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias);
+  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
   if (leave_to_torch(x.scalar_type())) {
     auto [out, hidden, adapted] =
         torch_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);

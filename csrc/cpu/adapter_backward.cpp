@@ -172,8 +172,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
     std::vector<bool> output_mask,           // x, w_down, b_down, w_up, b_up, norm_weight, norm_bias
     const std::optional<Tensor>& hidden,     // [..., d] and
     const std::optional<Tensor>& adapted) {  // [..., D], what fused_adapter_norm_keep kept
-  const AdapterSizes sizes =
-      check_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, output_mask, hidden, adapted);
+  const AdapterSizes sizes = check_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps,
+                                                         output_mask, hidden, adapted);
   if (leave_to_torch(x.scalar_type()))
     return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden,
                                        adapted);

@@ -93,7 +93,7 @@ Tensor fused_adapter_norm(const Tensor& residual,  // [..., D], float32 where th
                           const Tensor& norm_weight,            // [D], float32 or like x
                           const Tensor& norm_bias,              // [D], float32 or like x
                           double eps) {
-  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias);
+  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
   const Tensor out = new_empty(residual, residual.sizes());
   if (forward(sizes, {x, w_down, b_down, w_up, b_up, norm_weight}, residual, norm_bias, eps, out, std::nullopt))
     return out;
@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residua
                                                            const Tensor& w_up, const std::optional<Tensor>& b_up,
                                                            const Tensor& norm_weight, const Tensor& norm_bias,
                                                            double eps, bool keep_adapted) {
-  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias);
+  const AdapterSizes sizes = check_adapter_norm(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps);
   const Tensor nothing = new_empty(x, {0});
   if (!keep_adapted) {
     const Tensor out = new_empty(residual, residual.sizes()), hidden = new_hidden(x, sizes);
@@ -130,8 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
     std::vector<bool> output_mask,           // x, w_down, b_down, w_up, b_up, norm_weight, norm_bias
     const std::optional<Tensor>& hidden,     // [..., d] and
     const std::optional<Tensor>& adapted) {  // [..., D], what fused_adapter_norm_keep kept
-  const AdapterSizes sizes =
-      check_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, output_mask, hidden, adapted);
+  const AdapterSizes sizes = check_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps,
+                                                         output_mask, hidden, adapted);
   const auto by_torch = [&] {
     return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden,
                                        adapted);

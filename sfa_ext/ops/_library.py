@@ -66,10 +66,16 @@ def has_kernel(op: str, key: str) -> bool:
 
 
 class below_autograd:
-    """Context in which calling an operator goes past its Autograd kernel to the backend's.
+    """Context in which calling an operator goes past its Autograd kernel to the backend's, which checks its arguments.
 
-    Errors of torch lose their type on their way through the stable ABI, before torch 2.13 also their text. One that
-    says that a GPU is out of memory is raised again as torch.OutOfMemoryError, for callers that then try less."""
+    explain: called where the kernel refused; raises a RuntimeError that says in full what was wrong, if it was the
+        arguments. Kernels are terse, and before torch 2.13 their words are lost on the way through the stable ABI, as
+        is the type of torch's own errors. One that says that a GPU is out of memory is raised again as
+        torch.OutOfMemoryError, for callers that then try less.
+    """
+
+    def __init__(self, explain: Callable[[], None] | None = None):
+        self._explain = explain
 
     def __enter__(self) -> None:
         self._guard = torch._C._AutoDispatchBelowAutograd()
@@ -77,8 +83,12 @@ class below_autograd:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         self._guard.__exit__(kind, error, traceback)
-        if kind is RuntimeError and "out of memory" in str(error):
+        if kind is not RuntimeError:  # others are torch's own, raised while tracing
+            return
+        if "out of memory" in str(error):
             raise torch.OutOfMemoryError(str(error)) from error
+        if self._explain is not None:
+            self._explain()
 
 
 def register_autocast(op: str, kernel: Callable[..., Any]) -> None:

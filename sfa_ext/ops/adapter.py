@@ -27,7 +27,7 @@ from ._library import LIBRARY, below_autograd, register_autocast
 from .backends import register_portable
 
 _ops = torch.ops.sfa
-_WIDE = 128  # hidden numbers from which on a product of theirs takes longer than fetching its result
+_WIDE = 64  # hidden numbers from which on a product of theirs takes longer than fetching its result
 
 
 def _fused_adapter_fake(x: Tensor, w_down: Tensor, b_down: Tensor | None, w_up: Tensor, b_up: Tensor | None) -> Tensor:
@@ -72,7 +72,7 @@ def _gradients_fake(x, w_down, w_up, mask):
 class _FusedAdapter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w_down, b_down, w_up, b_up):
-        with below_autograd():
+        with below_autograd(lambda: checks.adapter(x, w_down, b_down, w_up, b_up)):
             if _keeps(x, w_down):
                 out, hidden = _ops.fused_adapter_keep(x, w_down, b_down, w_up, b_up)
             else:
@@ -90,7 +90,7 @@ class _FusedAdapterNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
         args = (residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps)
-        with below_autograd():
+        with below_autograd(lambda: checks.adapter_norm(*args)):
             if _keeps(x, w_down):
                 wide = w_down.shape[0] >= _WIDE
                 out, hidden, adapted = _ops.fused_adapter_norm_keep(*args, wide)
@@ -114,7 +114,8 @@ class _FusedAdapterNorm(torch.autograd.Function):
 def _keeps(x: Tensor, w_down: Tensor) -> bool:
     """Whether the forward keeps what it computed for the backward: on CPUs, where computing it again takes longer than
     fetching it, unless the hidden numbers would need more memory than x does."""
-    return x.device.type == "cpu" and w_down.shape[0] <= x.shape[-1]
+    checkable = x.dim() > 0 and w_down.dim() == 2  # else the kernel, which is asked next, refuses
+    return checkable and x.device.type == "cpu" and w_down.shape[0] <= x.shape[-1]
 
 
 def _wanted(grads, ctx):
@@ -126,28 +127,27 @@ def _tracks(*tensors: Tensor | None) -> bool:
 
 
 def _fused_adapter_autograd(x, w_down, b_down, w_up, b_up):
-    checks.adapter(x, w_down, b_down, w_up, b_up)
     if _tracks(x, w_down, b_down, w_up, b_up):
         return _FusedAdapter.apply(x, w_down, b_down, w_up, b_up)
-    with below_autograd():
+    with below_autograd(lambda: checks.adapter(x, w_down, b_down, w_up, b_up)):
         return _ops.fused_adapter(x, w_down, b_down, w_up, b_up)
 
 
 def _fused_adapter_backward_autograd(grad_out, x, w_down, b_down, w_up, output_mask, hidden=None):
     args = (grad_out, x, w_down, b_down, w_up)
-    checks.adapter_backward(*args, output_mask, hidden)
+    explain = lambda: checks.adapter_backward(*args, output_mask, hidden)  # noqa: E731
     if _tracks(*args):  # a double backward: rare enough to leave to torch
+        explain()
         return reference.fused_adapter_backward(*args, output_mask)
-    with below_autograd():
+    with below_autograd(explain):
         return _ops.fused_adapter_backward(*args, output_mask, hidden)
 
 
 def _fused_adapter_norm_autograd(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
     args = (residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias)
-    checks.adapter_norm(*args, eps)
     if _tracks(*args):
         return _FusedAdapterNorm.apply(*args, eps)
-    with below_autograd():
+    with below_autograd(lambda: checks.adapter_norm(*args, eps)):
         return _ops.fused_adapter_norm(*args, eps)
 
 
@@ -155,10 +155,11 @@ def _fused_adapter_norm_backward_autograd(
     grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden=None, adapted=None
 ):
     args = (grad_out, x, w_down, b_down, w_up, b_up, norm_weight)
-    checks.adapter_norm_backward(*args, eps, output_mask, hidden, adapted)
+    explain = lambda: checks.adapter_norm_backward(*args, eps, output_mask, hidden, adapted)  # noqa: E731
     if _tracks(*args):
+        explain()
         return reference.fused_adapter_norm_backward(*args, eps, output_mask)
-    with below_autograd():
+    with below_autograd(explain):
         return _ops.fused_adapter_norm_backward(*args, eps, output_mask, hidden, adapted)
 
 
@@ -194,18 +195,30 @@ def lowered(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
-_KERNELS = {  # fake, Autograd; torch's own way has the operator's name in reference.py
-    "fused_adapter": (_fused_adapter_fake, _fused_adapter_autograd),
-    "fused_adapter_keep": (_fused_adapter_keep_fake, _keep_autograd("fused_adapter")),
-    "fused_adapter_backward": (_fused_adapter_backward_fake, _fused_adapter_backward_autograd),
-    "fused_adapter_norm": (_fused_adapter_norm_fake, _fused_adapter_norm_autograd),
-    "fused_adapter_norm_keep": (_fused_adapter_norm_keep_fake, _keep_autograd("fused_adapter_norm")),
-    "fused_adapter_norm_backward": (_fused_adapter_norm_backward_fake, _fused_adapter_norm_backward_autograd),
+_KERNELS = {  # fake, Autograd, check; torch's own way has the operator's name in reference.py
+    "fused_adapter": (_fused_adapter_fake, _fused_adapter_autograd, checks.adapter),
+    "fused_adapter_keep": (_fused_adapter_keep_fake, _keep_autograd("fused_adapter"), checks.adapter),
+    "fused_adapter_backward": (
+        _fused_adapter_backward_fake,
+        _fused_adapter_backward_autograd,
+        checks.adapter_backward,
+    ),
+    "fused_adapter_norm": (_fused_adapter_norm_fake, _fused_adapter_norm_autograd, checks.adapter_norm),
+    "fused_adapter_norm_keep": (
+        _fused_adapter_norm_keep_fake,
+        _keep_autograd("fused_adapter_norm"),
+        checks.adapter_norm,
+    ),
+    "fused_adapter_norm_backward": (
+        _fused_adapter_norm_backward_fake,
+        _fused_adapter_norm_backward_autograd,
+        checks.adapter_norm_backward,
+    ),
 }
-for _name, (_fake, _autograd) in _KERNELS.items():
+for _name, (_fake, _autograd, _check) in _KERNELS.items():
     torch.library.register_fake(f"sfa::{_name}", _fake, lib=LIBRARY)
     LIBRARY.impl(_name, _autograd, "Autograd")
-    register_portable(_name, getattr(reference, _name))
+    register_portable(_name, getattr(reference, _name), _check)
 # Asked by the CUDA kernels at every call in float32: the setting belongs to torch and may change.
 LIBRARY.impl("allow_tf32", lambda: torch.backends.cuda.matmul.fp32_precision == "tf32", "CompositeExplicitAutograd")
 register_autocast("fused_adapter", _fused_adapter_autocast)

@@ -58,10 +58,15 @@ def choice() -> str | None:
     return wish
 
 
-def register_portable(op: str, reference: Callable[..., Any]) -> None:
-    """Serves `op` with Triton or `reference`, torch's own operators, on every device that has no compiled kernel."""
+def register_portable(op: str, reference: Callable[..., Any], check: Callable[..., None] | None = None) -> None:
+    """Serves `op` with Triton or `reference`, torch's own operators, on every device that has no compiled kernel.
+
+    check: raises where arguments are wrong, as compiled kernels do; None where `reference` and Triton's do it.
+    """
 
     def portable(*args: Any) -> Any:
+        if check is not None:
+            check(*args)
         device = _device(args)
         if device is None or _without_compiled(op, device) == "reference":
             return reference(*args)

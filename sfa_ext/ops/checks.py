@@ -70,7 +70,7 @@ def adapter_backward(
     b_down: Tensor | None,
     w_up: Tensor,
     output_mask: list[bool],
-    hidden: Tensor | None,
+    hidden: Tensor | None = None,
 ) -> None:
     """The arguments of `fused_adapter_backward`."""
     adapter(x, w_down, b_down, w_up, None)
@@ -90,8 +90,9 @@ def adapter_norm(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
+    keep_adapted: bool = False,
 ) -> None:
-    """The arguments of `fused_adapter_norm`."""
+    """The arguments of `fused_adapter_norm`, and of `fused_adapter_norm_keep`."""
     adapter(x, w_down, b_down, w_up, b_up)
     shape("residual", residual, "the shape of x", tuple(x.shape))
     like("residual", residual, "x", x, *_wider(x))
@@ -110,8 +111,8 @@ def adapter_norm_backward(
     norm_weight: Tensor,
     eps: float,
     output_mask: list[bool],
-    hidden: Tensor | None,
-    adapted: Tensor | None,
+    hidden: Tensor | None = None,
+    adapted: Tensor | None = None,
 ) -> None:
     """The arguments of `fused_adapter_norm_backward`."""
     adapter(x, w_down, b_down, w_up, b_up)

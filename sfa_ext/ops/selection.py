@@ -54,18 +54,10 @@ def _checked(op: Any, check: Callable[..., None], check_values: Callable[..., No
 
     def run(*args: Any) -> Any:
         check(*args)
-        try:
-            with below_autograd():
-                result = op(*args)
-        except RuntimeError as error:
-            if type(error) is not RuntimeError:  # torch's own, raised while tracing
-                raise
-            failure = error
-        else:
-            torch.autograd.graph.increment_version([t for t in changed(*args) if not t.is_inference()])
-            return result
-        check_values(*args)  # says what the kernel refused: before torch 2.13 its own words are lost on the way
-        raise failure
+        with below_autograd(lambda: check_values(*args)):
+            result = op(*args)
+        torch.autograd.graph.increment_version([t for t in changed(*args) if not t.is_inference()])
+        return result
 
     return run
 

@@ -218,9 +218,10 @@ BAD = {
 def test_bad_input_is_named(place, shape, dtype, message):
     args = draw((3, 6, 4), torch.float32)
     args[place] = torch.zeros(shape, dtype=dtype)
-    with pytest.raises(RuntimeError) as caught:
-        fused_adapter(*args)
-    assert str(caught.value) == message
+    for tracked in (False, True):
+        with pytest.raises(RuntimeError) as caught:
+            fused_adapter(*(a.requires_grad_(tracked and a.is_floating_point()) for a in args))
+        assert str(caught.value) == message
     with torch.inference_mode(), pytest.raises(RuntimeError):
         fused_adapter(*args)
 

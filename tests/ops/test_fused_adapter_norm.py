@@ -179,9 +179,10 @@ BAD = {
 def test_bad_input_is_named(place, shape, dtype, message):
     args = draw_norm((3, 6, 4), torch.float32)
     args[place] = torch.zeros(shape, dtype=dtype)
-    with pytest.raises(RuntimeError) as caught:
-        fused_adapter_norm(*args)
-    assert str(caught.value) == message
+    for tracked in (False, True):
+        with pytest.raises(RuntimeError) as caught:
+            fused_adapter_norm(*(a.requires_grad_(tracked) if isinstance(a, torch.Tensor) else a for a in args))
+        assert str(caught.value) == message
     with torch.inference_mode(), pytest.raises(RuntimeError):
         fused_adapter_norm(*args)
 
@@ -189,6 +190,8 @@ def test_bad_input_is_named(place, shape, dtype, message):
 def test_bad_eps_is_named():
     args = draw_norm((3, 6, 4), torch.float32)
     with pytest.raises(RuntimeError, match="^eps must not be negative, got -1.0$"):
+        fused_adapter_norm(*args[:-1], -1.0)
+    with torch.inference_mode(), pytest.raises(RuntimeError):
         fused_adapter_norm(*args[:-1], -1.0)
 
 
