@@ -114,9 +114,9 @@ def _selection(shapes: selection_cases.Shapes, compiled: bool) -> Iterator[Case]
         ("select_topk", "10 %, first round"): 4 * numbers + 8 * entries,
         ("select_topk", "10 %, another 10 % excluded"): 4 * numbers + 16 * entries,
         # A GPU moves whole sectors of 32 bytes: at 10 % chosen at random, 57 % of those of weights and gradients.
-        ("sparse_adamw_", "10 %, dense gradients"): int(0.57 * 12 * numbers) + 26 * entries,
-        ("sparse_adamw_", "10 %, gathered gradients"): int(0.57 * 8 * numbers) + 30 * entries,
-        ("swap_values_", "10 %"): int(0.57 * 8 * numbers) + 16 * entries,
+        ("sparse_adamw_", "10 % uniform, dense gradients"): int(0.57 * 12 * numbers) + 26 * entries,
+        ("sparse_adamw_", "10 % uniform, gathered gradients"): int(0.57 * 8 * numbers) + 30 * entries,
+        ("swap_values_", "10 % uniform"): int(0.57 * 8 * numbers) + 16 * entries,
     }
     for case in selection_cases.CASES:
         if (case.op, case.setting) in least:
