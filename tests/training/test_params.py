@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import sfa_ext
-from sfa_ext import backbones
+from sfa_ext import backbones, deltas
+from sfa_ext.deltas import account
 from sfa_ext.methods import resolve
-from sfa_ext.training import params
+from sfa_ext.training import params, recipe
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,38 @@ def test_optimizer_bytes_are_those_of_a_real_optimizer(backbone):
         kept += [t for n, t in adaptation.optimizer_state(optimizer).items() if "exp_avg" in n]
         moments = sum(t.nbytes for t in kept)
         assert adaptation.optimizer_bytes() == (moments, moments + scores)
+
+
+# Bytes of a file for each tensor's name, type, shape and place, and for all that is said of the whole.
+NAMED, DESCRIBED = 200, 4000
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(f"{n}_pico", m) for n in ("swinv2", "vit") for m in ("frozen", "lora", "ssf", "sfa-s", "full")],
+)
+def test_task_bytes_are_those_of_a_file(name, method, tmp_path):
+    values = [f"method.name={method}", f"backbone.name={name}", "backbone.pretrained=false"]
+    values += ["method.settings.rounds=1", "method.settings.interval=1"] if "sfa" in method else []
+    chosen = recipe.load("scenes", values)
+    backbone = backbones.build(name, size=chosen.data.crop, pretrained=name == "swinv2_pico")
+    adaptation = sfa_ext.adapt(backbone, resolve(method, backbone, chosen.method.settings))
+    head = torch.nn.Linear(1, 1)
+    optimizer = adaptation.optimizer(head=head.parameters(), steps=2)
+    for _ in range(2):
+        loss = sum(m.square().mean() for m in backbone(torch.randn(1, 3, 96, 96)))
+        (loss + head.weight.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    path = tmp_path / "task.safetensors"
+    deltas.write(path, deltas.collect(adaptation))
+    parts, row = account.account(path)["bytes"], params.account("scenes", chosen)
+    tensors = len(deltas.read(path).tensors) + len(deltas.read(path).selected)
+    assert path.stat().st_size == sum(parts.values()) and parts["description"] < NAMED * tensors + DESCRIBED
+    trained = parts["method"] + parts["values"]
+    assert trained == 4 * (row.external + row.internal + row.biases)
+    # Positions are told at the entropy of a choice that favours no layer. A real one does, and takes less.
+    assert 0.5 * (row.task_bytes - trained) <= parts["positions"] <= 1.02 * (row.task_bytes - trained)
 
 
 def test_a_table_of_chosen_methods_and_backbones_prints_sizes():
