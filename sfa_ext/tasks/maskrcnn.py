@@ -29,8 +29,8 @@ class MaskRcnnSettings:
         "paper": {},
         # For crops of about 100 pixels.
         "small": {
-            "width": 64, "anchor": 8, "box_dim": 256, "mask_convs": 2, "rpn_samples": 64, "roi_samples": 64,
-            "proposals_train": 200, "proposals_test": 100, "bifpn_layers": 2,
+            "width": 64, "anchor": 16, "anchor_scales": 2, "box_dim": 256, "mask_convs": 2, "rpn_samples": 64,
+            "roi_samples": 64, "proposals_train": 200, "proposals_test": 100, "bifpn_layers": 2,
         },
     }  # fmt: skip
 
@@ -39,6 +39,7 @@ class MaskRcnnSettings:
     width: int = field(default=256, metadata={"help": "channels of the neck, of the RPN and of the mask head"})
     bifpn_layers: int = field(default=3, metadata={"help": "layers of a BiFPN; an FPN has one"})
     anchor: int = field(default=32, metadata={"help": "side of the smallest anchor in pixels; each level doubles it"})
+    anchor_scales: int = field(default=1, metadata={"help": "sizes of anchors from one level to the next"})
     box_dim: int = field(default=1024, metadata={"help": "width of the two layers of each box head"})
     mask_convs: int = field(default=4, metadata={"help": "3x3 convolutions of the mask head"})
     rpn_samples: int = field(default=256, metadata={"help": "anchors of an image that the RPN's loss samples"})
@@ -53,8 +54,8 @@ class MaskRcnnSettings:
         if self.neck not in NECKS:
             raise ValueError(f"neck must be one of {', '.join(NECKS)}, got {self.neck!r}")
         for setting in (
-            "width", "bifpn_layers", "anchor", "box_dim", "mask_convs", "rpn_samples", "roi_samples", "proposals_train",
-            "proposals_test", "detections",
+            "width", "bifpn_layers", "anchor", "anchor_scales", "box_dim", "mask_convs", "rpn_samples", "roi_samples",
+            "proposals_train", "proposals_test", "detections",
         ):  # fmt: skip
             if getattr(self, setting) < 1:
                 raise ValueError(f"{setting} must be at least 1, got {getattr(self, setting)}")
@@ -95,10 +96,12 @@ class MaskRcnn(nn.Module):
         else:
             self.neck = BiFPN(channels, width, settings.bifpn_layers)
         levels = len(channels) + 1
-        sizes = tuple((settings.anchor << i,) for i in range(levels))
+        scales = [settings.anchor * 2 ** (s / settings.anchor_scales) for s in range(settings.anchor_scales)]
+        sizes = tuple(tuple(scale * 2**level for scale in scales) for level in range(levels))
+        ratios = (0.5, 1.0, 2.0)
         self.rpn = RegionProposalNetwork(
-            AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels),
-            RPNHead(width, 3),
+            AnchorGenerator(sizes, (ratios,) * levels),
+            RPNHead(width, len(scales) * len(ratios)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=settings.rpn_samples,

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from tiny_scenes import CHANNELS, CLASSES, TinyBackbone
+from torchvision.ops import box_iou
 
 from sfa_ext import data, tasks
 from sfa_ext.tasks.inference import predict
@@ -59,6 +60,15 @@ def test_learns_rooms():
 def test_learns_eight_rooms_by_heart(kind):
     figures = fitted(kind, *rooms(8, 96), steps=120, rate=3e-3)
     assert figures["box_ap"] > 0.9 and figures["mask_ap"] > 0.8
+
+
+def test_small_anchors_meet_the_solids_of_rooms():
+    batch, scenes = rooms(8, 96)
+    small = tasks.build("maskrcnn", {"size": "small"}, CHANNELS, scenes.class_names, scenes.object_classes)
+    features, images = small._features(TinyBackbone()(batch["image"]), (96, 96))
+    anchors = small.rpn.anchor_generator(images, [*features.values()])[0]
+    best = torch.cat([box_iou(boxes.as_subclass(torch.Tensor), anchors).amax(1) for boxes in batch["boxes"]])
+    assert (best > 0.7).float().mean() > 0.7 and (best > 0.5).float().mean() > 0.95
 
 
 def objects(*boxes, labels, size=(64, 96)):
