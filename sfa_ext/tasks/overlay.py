@@ -55,8 +55,8 @@ def _outline(labels: np.ndarray) -> np.ndarray:
     return edge
 
 
-def with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, ...]]]) -> Image.Image:
-    """The picture with a legend of (name, colour) below it, in as many lines as it needs."""
+def with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, ...]]], none: str = "") -> Image.Image:
+    """The picture with a legend of (name, colour) below it, in as many lines as it needs; `none` where it is empty."""
     font, pad, box = ImageFont.load_default(14), 8, 14
     places, x, y = [], pad, pad
     for name, _ in entries:
@@ -72,4 +72,6 @@ def with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, ..
         top = picture.height + y
         draw.rectangle((x, top, x + box, top + box), fill=fill, outline="black")
         draw.text((x + box + 6, top - 1), name, fill="black", font=font)
+    if not entries:
+        draw.text((pad, picture.height + pad - 1), none, fill="black", font=font)
     return whole

@@ -65,7 +65,8 @@ def instances_picture(
     whole.paste(Image.fromarray(big), (0, 0))
     whole.paste(picture, (picture.width, 0))
     present = [int(c) for c in np.unique(found["labels"][chosen])]
-    return with_legend(whole, [(names[c], tuple(palette[c])) for c in present])
+    none = f"nothing with a score of {100 * SHOWN:.0f} or more"
+    return with_legend(whole, [(names[c], tuple(palette[c])) for c in present], none)
 
 
 def _inner(mask: np.ndarray) -> np.ndarray:
