@@ -19,6 +19,10 @@ STABLE_TORCH_LIBRARY(sfa, m) {
       "fused_adapter_norm_backward(Tensor grad_out, Tensor x, Tensor w_down, Tensor? b_down, Tensor w_up, "
       "Tensor? b_up, Tensor norm_weight, float eps, bool[7] output_mask, Tensor? hidden=None, Tensor? adapted=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("window_attention(Tensor qkv, Tensor scale, Tensor bias, Tensor? pad, int[2] window, int[2] shift) -> Tensor");
+  m.def(
+      "window_attention_backward(Tensor grad_out, Tensor qkv, Tensor scale, Tensor bias, Tensor? pad, int[2] window, "
+      "int[2] shift, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("accumulate_scores_(Tensor(a!)[] scores, Tensor[] grads, str criterion) -> ()");
   m.def("select_topk(Tensor[] scores, Tensor[] excluded, int k) -> Tensor[]");
   m.def(
@@ -37,6 +41,8 @@ STABLE_TORCH_LIBRARY_IMPL(sfa, CPU, m) {
   m.impl("fused_adapter_norm", TORCH_BOX(&sfa::cpu::fused_adapter_norm));
   m.impl("fused_adapter_norm_keep", TORCH_BOX(&sfa::cpu::fused_adapter_norm_keep));
   m.impl("fused_adapter_norm_backward", TORCH_BOX(&sfa::cpu::fused_adapter_norm_backward));
+  m.impl("window_attention", TORCH_BOX(&sfa::cpu::window_attention));
+  m.impl("window_attention_backward", TORCH_BOX(&sfa::cpu::window_attention_backward));
   m.impl("accumulate_scores_", TORCH_BOX(&sfa::cpu::accumulate_scores_));
   m.impl("select_topk", TORCH_BOX(&sfa::cpu::select_topk));
   m.impl("sparse_adamw_", TORCH_BOX(&sfa::cpu::sparse_adamw_));

@@ -37,6 +37,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
     const Tensor& w_up, const std::optional<Tensor>& b_up, const Tensor& norm_weight, double eps,
     std::vector<bool> output_mask, const std::optional<Tensor>& hidden, const std::optional<Tensor>& adapted);
 
+// attention.cpp
+Tensor window_attention(const Tensor& qkv, const Tensor& scale, const Tensor& bias, const std::optional<Tensor>& pad,
+                        std::vector<int64_t> window, std::vector<int64_t> shift);
+std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad_out, const Tensor& qkv,
+                                                                     const Tensor& scale, const Tensor& bias,
+                                                                     const std::optional<Tensor>& pad,
+                                                                     std::vector<int64_t> window,
+                                                                     std::vector<int64_t> shift,
+                                                                     std::vector<bool> output_mask);
+
 // scores.cpp
 void accumulate_scores_(const std::vector<Tensor>& scores, const std::vector<Tensor>& grads,
                         const std::string& criterion);

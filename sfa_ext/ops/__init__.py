@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adapter, selection  # noqa: F401  they register the Python half of the operators
+from . import adapter, attention, selection  # noqa: F401  they register the Python half of the operators
 from .backends import backends
 
 __all__ = ["backends"]

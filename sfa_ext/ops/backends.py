@@ -31,6 +31,8 @@ OPERATORS = (
     "sparse_adamw_",
     "swap_values_",
 )
+# On GPUs torch's own operators are the best there is for these, whatever SFA_BACKEND says.
+BY_TORCH = ("window_attention", "window_attention_backward")
 CHOICES = ("cuda", "triton", "reference")
 GPUS = ("cuda", "xpu")  # device types that Triton knows; torch calls AMD's GPUs "cuda" too
 OLDEST_CAPABILITY = (8, 0)  # Triton makes no tensor-core code for older GPUs of NVIDIA
@@ -45,7 +47,7 @@ def backends() -> dict[str, dict[str, str]]:
 
     "other" stands for every other device. Raises ValueError if SFA_BACKEND is none of CHOICES.
     """
-    return {op: {device: _serves(op, device) for device in ("cpu", *GPUS, "other")} for op in OPERATORS}
+    return {op: {device: _serves(op, device) for device in ("cpu", *GPUS, "other")} for op in (*OPERATORS, *BY_TORCH)}
 
 
 def choice() -> str | None:
@@ -102,6 +104,8 @@ def _serves(op: str, device: str) -> str:
     wish = choice()
     if device == "cpu":
         return f"native {torch.ops.sfa.cpu_isa()}"
+    if op in BY_TORCH:
+        return "reference"
     if device in GPUS and has_kernel(op, device.upper()):
         return "cuda"
     try:

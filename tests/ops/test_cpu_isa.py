@@ -31,7 +31,7 @@ def test_the_adapter_passes_its_tests_on(isa):
     if isa != "torch" and ISAS.index(isa) > ISAS.index(here):
         pytest.skip(f"this processor has {here}, not {isa}")
     watch = {"LD_PRELOAD": str(MALLOC_CHECK), "GLIBC_TUNABLES": "glibc.malloc.check=3"} if MALLOC_CHECK.exists() else {}
-    tests = [str(HERE / f"test_fused_adapter{suffix}.py") for suffix in ("", "_norm")]
+    tests = [str(HERE / f"test_{op}.py") for op in ("fused_adapter", "fused_adapter_norm", "window_attention")]
     # Torch's own products may differ in the last bits between alignments and numbers of threads.
     bits = "" if isa == "torch" else " or strided or threads"
     chosen = f"(accurate or spread or asked or kept{bits}) and not cuda"

@@ -1,0 +1,2 @@
+#define SFA_ISA_NAMESPACE avx512
+#include "attention_head.h"

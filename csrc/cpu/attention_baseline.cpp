@@ -1,0 +1,2 @@
+#define SFA_ISA_NAMESPACE baseline
+#include "attention_head.h"
