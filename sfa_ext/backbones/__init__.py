@@ -11,8 +11,10 @@ from sfa_ext.backbones.build import (
 from sfa_ext.backbones.places import Grid, Operation, Site
 from sfa_ext.backbones.sites import (
     DEFAULT_TARGETS,
+    accelerate,
     accounted_size,
     close_sites,
+    decelerate,
     eligible_weights,
     find_operations,
     find_sites,
@@ -26,9 +28,11 @@ __all__ = [
     "Grid",
     "Operation",
     "Site",
+    "accelerate",
     "accounted_size",
     "build",
     "close_sites",
+    "decelerate",
     "eligible_weights",
     "embedded_checkpoint",
     "find_operations",

@@ -54,10 +54,12 @@ def find_sites(backbone: nn.Module) -> list[Site]:
         family = next(f for f in FAMILIES if f.owns(block))
         sites += family.open_block(name, block, grids[family])
     if not sites:
-        raise ValueError(
-            f"backbone: {type(backbone).__name__} holds no transformer block of a known family ({_families()})"
-        )
+        raise ValueError(_no_blocks(backbone))
     return sites
+
+
+def _no_blocks(backbone: nn.Module) -> str:
+    return f"backbone: {type(backbone).__name__} holds no transformer block of a known family ({_families()})"
 
 
 def _families() -> str:
@@ -84,6 +86,33 @@ def close_sites(backbone: nn.Module) -> None:
         next(f for f in FAMILIES if f.owns(block)).close_block(block)
     for _, model, family in _named_models(backbone):
         family.close_model(model)
+
+
+def accelerate(backbone: nn.Module) -> nn.Module:
+    """Makes the blocks of a SwinV2 faster, in place, before or after a method adapts it; returns it.
+
+    Attention reads windows where they lie in the map and is one operator (`torch.ops.sfa.window_attention`); the bias
+    of relative positions is computed once while it is frozen. Outputs are those of timm up to rounding (relative 1e-6
+    in float32). Parameters, state dict, hooks and methods stay as they are; prompts of VPT and dropped attention are
+    computed as before. A plain ViT has none of that waste: nothing changes in it. `decelerate` undoes it, bit by bit.
+
+    Raises ValueError where the model holds no block of a known family.
+    """
+    return _for_blocks(backbone, "accelerate_block")
+
+
+def decelerate(backbone: nn.Module) -> nn.Module:
+    """Undoes `accelerate`, in place: the model computes the bits it did before; returns it."""
+    return _for_blocks(backbone, "decelerate_block")
+
+
+def _for_blocks(backbone: nn.Module, action: str) -> nn.Module:
+    blocks = list(named_blocks(backbone))
+    if not blocks:
+        raise ValueError(_no_blocks(backbone))
+    for _, block in blocks:
+        getattr(next(f for f in FAMILIES if f.owns(block)), action)(block)
+    return backbone
 
 
 def eligible_weights(backbone: nn.Module, targets: Sequence[str] = DEFAULT_TARGETS) -> dict[str, nn.Parameter]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block, WindowAttention
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
+from sfa_ext import ops  # noqa: F401  (registers torch.ops.sfa)
 from sfa_ext.backbones.places import CHANGE, CONTEXT, TAILS, Grid, Operation, ResidualTail, Site
 
 FAMILY = "timm SwinV2"
@@ -52,15 +54,17 @@ class OpenAttention(WindowAttention):
         return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(batch, length, channels)))
 
     def _heads(self, x: Tensor) -> Iterator[Tensor]:
-        """q, k, v [B * windows, heads, N, D / heads]. timm reads qkv.weight itself, past any hook of qkv."""
+        """q, k, v [B * windows, heads, N, D / heads]."""
+        return self._project(x).reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """q, k and v of tokens [..., D] beside each other, [..., 3 D]. timm reads qkv.weight, past any hook of qkv."""
         bias = self.qkv.bias if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
         if self.qkv_bias_separate and bias is not None:
             qkv = F.linear(x, self.qkv.weight) + bias
         else:
             qkv = F.linear(x, self.qkv.weight, bias)
-        if hasattr(self.qkv, CHANGE):
-            qkv = getattr(self.qkv, CHANGE)(x, qkv)
-        return qkv.reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return getattr(self.qkv, CHANGE)(x, qkv) if hasattr(self.qkv, CHANGE) else qkv
 
     def _position_bias(self) -> Tensor:  # [1, heads, N, N]
         area = self.window_size[0] * self.window_size[1]
@@ -75,6 +79,102 @@ class OpenBlock(SwinTransformerV2Block):
     def forward(self, x: Tensor) -> Tensor:  # [B, H, W, D]
         x = self.attention_tail(x, self._attn(x), self.norm1, self.drop_path1)
         return self.mlp_tail(x, self.mlp(x), self.norm2, self.drop_path2)
+
+
+class FastAttention(OpenAttention):
+    """The same attention on whole maps, by an operator that reads windows where they lie, shifted or not.
+
+    The bias of relative positions is computed once while what it is made of is frozen. Windows that timm cut out
+    are worked on as before: where a method has tokens join them, or attention is dropped.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, shift: tuple[int, int] | None = None) -> Tensor:
+        if shift is None:  # [B * windows, N, D]
+            return super().forward(x, mask)
+        qkv = self._project(x)  # of [B, H, W, D]
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        scale, bias = self._logits(wide)
+        pad = None
+        if any(size % side for size, side in zip(x.shape[1:3], self.window_size, strict=True)):
+            pad = self._project(x.new_zeros(1, x.shape[-1]))[0].to(wide)
+        mixed = torch.ops.sfa.window_attention(qkv, scale, bias, pad, self.window_size, shift)
+        return self.proj_drop(self.proj(mixed))
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether the operator computes all that attention has to at present."""
+        return not hasattr(self, CONTEXT) and not (self.training and self.attn_drop.p)
+
+    def _logits(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What cosines are multiplied by [heads], and what is added to them [heads, N, N]."""
+        sources = [self.logit_scale, *self.cpb_mlp.parameters(), self.relative_coords_table]
+        trained = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+        if trained or torch.compiler.is_compiling() or any(t.is_inference() for t in sources):
+            return self._compute_logits(dtype)
+        if self.kept is None or not self.kept.fits(sources, self.window_size, dtype):
+            with torch.inference_mode(False), torch.no_grad():  # to be used in training too
+                self.kept = KeptLogits(sources, self.window_size, self._compute_logits(dtype))
+        return self.kept.logits
+
+    def _compute_logits(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.logit_scale.device.type, enabled=False):
+            wide = {name: p.to(dtype) for name, p in self.cpb_mlp.named_parameters()}
+            table = functional_call(self.cpb_mlp, wide, self.relative_coords_table.to(dtype)).view(-1, self.num_heads)
+            area = self.window_size[0] * self.window_size[1]
+            bias = (16 * torch.sigmoid(table.t()))[:, self.relative_position_index.view(-1)]
+            scale = torch.clamp(self.logit_scale.to(dtype), max=math.log(1.0 / 0.01)).exp()
+        return scale.view(-1), bias.view(self.num_heads, area, area)
+
+
+class KeptLogits:
+    """Scale and bias of an attention's logits, with what tells whether they still hold.
+
+    On a CPU the tensors they were computed from are compared number by number, a few thousand of them: whatever wrote
+    into them is seen. On a GPU, where that would wait for the device, address and version counter are, which miss
+    a write through `tensor.data`.
+    """
+
+    def __init__(self, sources: list[Tensor], window: tuple[int, int], logits: tuple[Tensor, Tensor]):
+        self.logits = logits
+        self.window = tuple(window)
+        # Aliases keep the memory from being given to another tensor, which would then have the same address.
+        self.sources = [t.detach().clone() if t.is_cpu else t.detach() for t in sources]
+        self.versions = [t._version for t in sources]
+
+    def fits(self, sources: list[Tensor], window: tuple[int, int], dtype: torch.dtype) -> bool:
+        if tuple(window) != self.window or self.logits[0].dtype != dtype or len(sources) != len(self.sources):
+            return False
+        return all(map(_unchanged, sources, self.sources, self.versions))
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None  # a copy's tensors are others
+
+
+def _unchanged(now: Tensor, before: Tensor, version: int) -> bool:
+    if now.shape != before.shape or now.dtype != before.dtype or now.device != before.device:
+        return False
+    if now.is_cpu:
+        return torch.equal(now, before)
+    return now.data_ptr() == before.data_ptr() and now._version == version
+
+
+class FastBlock(SwinTransformerV2Block):
+    """timm's block whose attention works on the map itself."""
+
+    def _attn(self, x: Tensor) -> Tensor:  # [B, H, W, D]
+        return self.attn(x, shift=self.shift_size) if self.attn.takes_maps else super()._attn(x)
+
+
+class FastOpenBlock(FastBlock, OpenBlock):
+    """Both; a tail that has a `fast` way to compute the same up to rounding is asked for that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _fast(self.attention_tail)(x, self._attn(x), self.norm1, self.drop_path1)
+        return _fast(self.mlp_tail)(x, self.mlp(x), self.norm2, self.drop_path2)
+
+
+def _fast(tail: nn.Module) -> Callable[..., Tensor]:
+    return getattr(tail, "fast", tail)
 
 
 class QKV(Operation):
@@ -132,8 +232,7 @@ def open_block(name: str, block: nn.Module, grid: Grid) -> list[Site]:
     """Makes the block's two tails and its attention's context replaceable, in place; returns its sites."""
     if not isinstance(block, OpenBlock):
         # The class is swapped, not the module: references to the block, its hooks and its parameters stay valid.
-        block.__class__ = OpenBlock
-        block.attn.__class__ = OpenAttention
+        _set_classes(block, opened=True, fast=isinstance(block, FastBlock))
         for slot in TAILS.values():
             setattr(block, slot, ResidualTail())
     return [Site(f"{name}.{slot}", kind, block.dim, block, slot, block.attn, grid) for kind, slot in TAILS.items()]
@@ -146,8 +245,31 @@ def close_block(block: nn.Module) -> None:
             delattr(block, slot)
         if hasattr(block.attn, CONTEXT):
             delattr(block.attn, CONTEXT)
-        block.__class__ = SwinTransformerV2Block
-        block.attn.__class__ = WindowAttention
+        _set_classes(block, opened=False, fast=isinstance(block, FastBlock))
+
+
+def accelerate_block(block: nn.Module) -> None:
+    """Gives the block its fast attention, in place, open or not."""
+    if not isinstance(block, FastBlock):
+        block.attn.kept = None
+        _set_classes(block, opened=isinstance(block, OpenBlock), fast=True)
+
+
+def decelerate_block(block: nn.Module) -> None:
+    """Undoes `accelerate_block`."""
+    if isinstance(block, FastBlock):
+        del block.attn.kept
+        _set_classes(block, opened=isinstance(block, OpenBlock), fast=False)
+
+
+def _set_classes(block: nn.Module, opened: bool, fast: bool) -> None:
+    kinds = {
+        (False, False): (SwinTransformerV2Block, WindowAttention),
+        (True, False): (OpenBlock, OpenAttention),
+        (False, True): (FastBlock, FastAttention),
+        (True, True): (FastOpenBlock, FastAttention),
+    }
+    block.__class__, block.attn.__class__ = kinds[opened, fast]
 
 
 def block_operations(name: str, block: nn.Module) -> Iterator[Operation]:

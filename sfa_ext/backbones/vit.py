@@ -110,6 +110,14 @@ def close_block(block: nn.Module) -> None:
         block.__class__ = Block
 
 
+def accelerate_block(block: nn.Module) -> None:
+    """Nothing: timm's ViT has no windows and no bias of positions, and calls scaled_dot_product_attention by itself."""
+
+
+def decelerate_block(block: nn.Module) -> None:
+    """Undoes `accelerate_block`."""
+
+
 def block_operations(name: str, block: nn.Module) -> Iterator[Operation]:
     """Operations of one block, in the order of the forward pass."""
     yield Operation(f"{name}.norm1", "norm", block.norm1)

@@ -26,7 +26,7 @@ from sfa_ext.training.folder import CHECKPOINT, CONFIG, TASK
 from sfa_ext.training.log import Log, Rate, Silence
 from sfa_ext.training.model import Classes, Model, build, pick_device
 from sfa_ext.training.norms import SharedBatchNorm2d
-from sfa_ext.training.recipe import WITHOUT_EFFECT, Recipe
+from sfa_ext.training.recipe import WITHOUT_EFFECT, Recipe, from_dict
 from sfa_ext.training.run import task_file
 from sfa_ext.training.seeds import derive, stream
 
@@ -296,7 +296,8 @@ class Fit:
         text = yaml.safe_dump(self.recipe.as_dict(), sort_keys=False)
         path = self.folder / CONFIG
         if path.is_file():
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            # Through the recipe: a key that came with a later version is at its default in an older run.
+            before = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path)).as_dict()
             if changed := differences(before, self.recipe.as_dict()):
                 raise ValueError(f"{self.folder}: holds a run of another recipe ({changed[0]}); choose another folder")
         else:

@@ -87,7 +87,7 @@ def build_backbone(recipe: Recipe, dynamic: bool, checkpoint: str | Path | None 
     """The bare backbone of a recipe, with the weights in `checkpoint` instead of its own where that is given."""
     part = recipe.backbone
     with stream(recipe.seed, "backbone"):
-        return backbones.build(
+        backbone = backbones.build(
             part.name,
             size=recipe.data.crop,
             pretrained=part.pretrained,
@@ -95,6 +95,7 @@ def build_backbone(recipe: Recipe, dynamic: bool, checkpoint: str | Path | None 
             drop_path=part.drop_path,
             dynamic=dynamic,
         )
+    return backbones.accelerate(backbone) if part.accelerate else backbone
 
 
 def build(recipe: Recipe, classes: Classes, device: torch.device, dynamic: bool | None = None) -> Model:

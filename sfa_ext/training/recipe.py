@@ -28,6 +28,8 @@ class BackboneRecipe:
     """a local .safetensors or .pth file instead"""
     drop_path: float = 0.0
     """rate of stochastic depth"""
+    accelerate: bool = False
+    """SwinV2's blocks by faster operators: the same up to rounding, in the run's training, evaluation and serving"""
 
 
 @dataclass

@@ -32,6 +32,14 @@ def test_a_recipe_survives_being_written_down(tmp_path):
     assert recipe.load(tmp_path / "copy.yaml").as_dict() == chosen.as_dict()
 
 
+def test_a_run_of_before_a_key_existed_has_its_default():
+    chosen = recipe.load("scenes")
+    older = chosen.as_dict()
+    del older["backbone"]["accelerate"]
+    assert recipe.from_dict(older, "older").as_dict() == chosen.as_dict()
+    assert recipe.load("scenes", ["backbone.accelerate=true"]).backbone.accelerate
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
