@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfa_ext import ops, ranks  # noqa: F401  (ops registers torch.ops.sfa)
-from sfa_ext.selection.shards import local
+from sfa_ext.selection.shards import gathered, local, part_of, shared_as
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -225,8 +225,12 @@ class SparseAdamW(torch.optim.Optimizer):
         return parts | ({"master": local(weight).flatten()[index].float()} if weight.dtype in _HALF else {})
 
     def selected_state(self) -> dict[str, Tensor]:
-        """State of the selected entries as a flat dict of tensors, for `load_selected_state`."""
+        """State of the selected entries as a flat dict of tensors, for `load_selected_state`.
+
+        Of weights that ranks share, what belongs to entries is on the first rank, and shared tensors are on all.
+        """
         state = {f"{n}/{part}": t for n, moments in self._moments.items() for part, t in moments.items()}
+        state = gathered(state, self.search.selection.shared)
         if self._everything is not None:
             for name, weight in self.search.weights.items():
                 kept = self._everything.state[weight].items()
@@ -234,12 +238,13 @@ class SparseAdamW(torch.optim.Optimizer):
         return state | {"ages": self.ages, "skipped": torch.tensor(self.skipped)}
 
     def load_selected_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `selected_state` returned, after the search took its own state."""
+        """Takes what `selected_state` returned, whole and on every rank, after the search took its own state."""
         self.ages.copy_(state["ages"])
         self.skipped = int(state["skipped"])
-        for name, moments in self._moments.items():
-            weight = self.search.weights[name]
-            self._moments[name] = {part: state[f"{name}/{part}"].to(weight.device) for part in moments}
+        for part in ("exp_avg", "exp_avg_sq", "master"):
+            found = {name: state[f"{name}/{part}"] for name, moments in self._moments.items() if part in moments}
+            for name, values in self.search.selection.part(found).items():
+                self._moments[name][part] = values.to(self.ages.device, copy=True)
         self._selected["params"][:] = self._new_slots()
         self._load_everything(state)
         self._follow_search()
@@ -250,4 +255,5 @@ class SparseAdamW(torch.optim.Optimizer):
             parts = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if parts:
                 self._everything = self._everything or self._new_everything()
-                self._everything.state[weight] = parts
+                whole = {k: v if k == "step" else shared_as(weight, part_of(v, weight)) for k, v in parts.items()}
+                self._everything.state[weight] = whole

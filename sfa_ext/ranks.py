@@ -65,11 +65,11 @@ def sum_over(value: Tensor) -> Tensor:
     return sum_(value.clone()) if size() > 1 else value
 
 
-def sum_before(number: int) -> int:
-    """The sum of `number` over the ranks before this one."""
-    numbers = torch.zeros(size(), dtype=torch.int64)
-    numbers[rank()] = number
-    return int(sum_(numbers)[: rank()].sum())
+def sums_before(numbers: Sequence[int]) -> list[int]:
+    """The sum of each number over the ranks before this one."""
+    every = torch.zeros(size(), len(numbers), dtype=torch.int64)
+    every[rank()] = torch.tensor(numbers)
+    return sum_(every)[: rank()].sum(0).tolist()
 
 
 def mean_over(value: Tensor) -> Tensor:

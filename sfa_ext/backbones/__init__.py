@@ -18,6 +18,7 @@ from sfa_ext.backbones.sites import (
     eligible_weights,
     find_operations,
     find_sites,
+    named_blocks,
     plain_state,
     the_model,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "find_sites",
     "fingerprint",
     "load_weights",
+    "named_blocks",
     "plain_state",
     "save_weights",
     "the_model",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfa_ext.deltas.file import Selected, Task
 from sfa_ext.methods import METHODS, Adaptation, Method, resolve
+from sfa_ext.selection.shards import whole
 
 _SELECTION = "selection/"
 
@@ -18,12 +19,14 @@ _SELECTION = "selection/"
 def collect(adaptation: Adaptation, head: nn.Module | None = None, /, **meta: Any) -> Task:
     """The task that `adaptation` and `head` are trained for; copies nothing.
 
+    Of a backbone that ranks share, all of them call; the task is whole on the first rank, which is to write it.
+
     meta: what else the file shall say, by the keys of `Task.meta`; all of it may be left out. Give "head" as {"name",
     "settings"} where the head is one of `sfa_ext.tasks`, so that a bank can build it.
     """
     plain = {"head": None, "classes": [], "objects": [], "palette": [], "crop": None, "recipe": None, "results": {}}
     described = {"fingerprint": adaptation.fingerprint, "method": describe_method(adaptation.settings)}
-    tensors = {f"method/{n}": t for n, t in adaptation.state().items() if not n.startswith(_SELECTION)}
+    tensors = {f"method/{n}": whole(t) for n, t in adaptation.state().items() if not n.startswith(_SELECTION)}
     if head is not None:
         own = {n for n, _ in head.named_parameters()}
         tensors |= {f"{'head' if n in own else 'buffers'}/{n}": t for n, t in head.state_dict().items()}
@@ -33,8 +36,8 @@ def collect(adaptation: Adaptation, head: nn.Module | None = None, /, **meta: An
 def _selected(adaptation: Adaptation) -> dict[str, Selected]:
     if adaptation.selection is None:
         return {}
-    values, weights = adaptation.selection.values(), adaptation.selection.weights
-    return {n: Selected(e.index, values[n], weights[n].numel()) for n, e in adaptation.selection}
+    index, values = adaptation.selection.whole()
+    return {n: Selected(index[n], values[n], adaptation.selection.weights[n].numel()) for n in index}
 
 
 def restore(task: Task, adaptation: Adaptation, head: nn.Module | None = None) -> None:
@@ -75,7 +78,6 @@ def method_state(task: Task, adaptation: Adaptation) -> dict[str, Tensor]:
         state |= {
             f"{_SELECTION}{name}/index": index,
             f"{_SELECTION}{name}/round": torch.zeros_like(index, dtype=torch.int16),
-            f"{_SELECTION}{name}/original": weight.detach().flatten()[index],
             f"{_SELECTION}{name}/value": found.values.to(device, weight.dtype),
         }
     return state

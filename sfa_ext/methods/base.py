@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sfa_ext.backbones import accounted_size, fingerprint, plain_state
 from sfa_ext.files import read_tensors, write_tensors
 from sfa_ext.selection import Selection
+from sfa_ext.selection.shards import copy_, is_shard
 
 
 def setting(default: Any, text: str) -> Any:
@@ -76,6 +77,11 @@ class Adaptation(abc.ABC):
         self.fingerprint = "" if meta else fingerprint(plain_state(backbone))
         self.merged = False
 
+    def follow(self) -> None:
+        """Takes up the backbone's parameters as torch's `fully_shard` left them; comes before the optimizer."""
+        if self.selection is not None:
+            self.selection.follow(dict(self.backbone.named_parameters()))
+
     @abc.abstractmethod
     def report(self) -> ParameterReport:
         """How many parameters the method trains, by kind."""
@@ -131,7 +137,11 @@ class Adaptation(abc.ABC):
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """All that differs from the bare backbone, as a flat dict of tensors."""
+        """All that differs from the bare backbone, as a flat dict of tensors.
+
+        Of a backbone that ranks share, all of them ask: parameters are shared tensors then, and what is selected is on
+        the first rank alone.
+        """
         return {f"parameters/{name}": p.detach() for name, p in self.named_parameters()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -149,7 +159,7 @@ class Adaptation(abc.ABC):
     @torch.no_grad()
     def _copy_parameters(self, state: Mapping[str, Tensor]) -> None:
         for name, parameter in self.named_parameters():
-            parameter.copy_(state[f"parameters/{name}"])
+            copy_(parameter, state[f"parameters/{name}"])
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """What the method itself keeps in `optimizer` beyond AdamW's own state."""
@@ -177,7 +187,12 @@ class Adaptation(abc.ABC):
             raise ValueError(f"{path}: does not fit {self.settings}: {error}") from error
 
     def detach(self) -> nn.Module:
-        """Takes the method out of the backbone, which is then bit-identical to what it was; returns it."""
+        """Takes the method out of the backbone, which is then bit-identical to what it was; returns it.
+
+        Raises ValueError for a backbone that `fully_shard` spread over ranks: torch cannot undo that.
+        """
+        if any(is_shard(p) for p in self.backbone.parameters()):
+            raise ValueError("detach: the backbone is sharded; save the task, and load it onto a backbone built afresh")
         if self.merged:
             self.unmerge()
         self._remove()

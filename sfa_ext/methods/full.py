@@ -29,6 +29,9 @@ class FullAdaptation(Adaptation):
             for name, p in backbone.named_parameters()
         }
 
+    def follow(self) -> None:
+        self._original = {}  # a sharded backbone is not restored
+
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self.backbone.named_parameters()
 

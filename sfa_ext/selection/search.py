@@ -12,7 +12,7 @@ from sfa_ext.selection.rows import best_rows
 from sfa_ext.selection.schedule import Schedule
 from sfa_ext.selection.selection import Selection
 from sfa_ext.selection.sharded import select_topk
-from sfa_ext.selection.shards import local, part_of
+from sfa_ext.selection.shards import copy_, local, part_of, shared_as
 
 # gradient: |sum of g| (Algorithm 1, line 8); absolute: sum of |g|; squared: sum of g^2;
 # displacement: |theta_0 - theta_t| after everything trained through the round (Eq. 4, literally);
@@ -210,7 +210,8 @@ class Search:
     def state(self) -> dict[str, Tensor]:
         """What a later `load_state` needs beyond the selection to go on exactly, as a flat dict of tensors."""
         counters = torch.tensor([self.step, self.round], dtype=torch.int64)
-        state = {f"scores/{k}": v for k, v in self.scores.items()} | {f"start/{k}": v for k, v in self.start.items()}
+        parts = {"scores": self.scores, "start": self.start}
+        state = {f"{key}/{n}": shared_as(self.weights[n], t) for key, part in parts.items() for n, t in part.items()}
         if self.trains_all:
             state |= {f"weights/{k}": w.detach() for k, w in self.weights.items()}
         return state | {"counters": counters}
@@ -221,11 +222,11 @@ class Search:
         self.step, self.round = state["counters"].tolist()
         self.scores, self.start = self._by_weight(part("scores/")), self._by_weight(part("start/"))
         for name, values in part("weights/").items():
-            self.weights[name].data.copy_(values)
+            copy_(self.weights[name], values)
 
     def _by_weight(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors in the order of the weights, which files do not keep and the ranking relies on."""
-        return {n: tensors[n].to(w.device) for n, w in self.weights.items() if n in tensors}
+        return {n: part_of(tensors[n], w).to(w.device, copy=True) for n, w in self.weights.items() if n in tensors}
 
 
 def _score_dtype(weight: Tensor) -> torch.dtype:

@@ -169,6 +169,13 @@ class Selection:
             raise ValueError(f"selection: {name!r} holds other values than those selected; another backbone?")
         return Entries(index, rounds, present), value
 
+    def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of numbers [k] for all entries of each weight, in the order of positions, those of this rank's entries."""
+        lengths = [len(self.entries[name]) for name in whole]
+        firsts = ranks.sums_before(lengths) if self.shared and lengths else [0] * len(lengths)
+        spans = zip(whole.items(), firsts, lengths, strict=True)
+        return {name: numbers[first : first + length] for (name, numbers), first, length in spans}
+
     def _here(self, name: str, index: Tensor) -> Tensor:
         """Of sorted positions in the whole weight those on this rank, counted from the start of its part."""
         weight = self.weights[name]

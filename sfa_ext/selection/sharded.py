@@ -44,6 +44,12 @@ def select_topk(scores: Sequence[Tensor], excluded: Sequence[Tensor], k: int, sh
     return [top(*part) for part in zip(scores, excluded, counts, strict=True)]
 
 
+def message_bytes(tensors: int, ranks: int, bits: int = 31) -> list[int]:
+    """The most that a rank gives to each of the sums over ranks that `select_topk` makes; bits: of a key."""
+    histograms = [8 << DIGIT] * -(-bits // DIGIT)
+    return [histograms[0] + 8 * tensors, *histograms[1:], 8 * tensors, 8 * ranks]
+
+
 def top(score: Tensor, excluded: Tensor, count: int) -> Tensor:
     """Sorted flat positions of the `count` largest |score| of one tensor, `excluded` left out, ties to the lowest."""
     return torch.ops.sfa.select_topk([score], [excluded], count)[0]
@@ -158,7 +164,7 @@ def _ties(equal: Tensor, prices: Sequence[int], room: int, shared: bool) -> _Tie
         of_rank[i] = int(equal[i])
         room -= of_all[i] * price
         if of_all[i] < whole:  # the one tensor whose ties are taken in part; later ones come after them
-            before = ranks.sum_before(of_rank[i]) if shared else 0
+            before = ranks.sums_before([of_rank[i]])[0] if shared else 0
             of_rank[i] = min(max(of_all[i] - before, 0), of_rank[i])
             break
     return _Ties(of_rank, of_all)

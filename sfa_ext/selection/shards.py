@@ -62,6 +62,16 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
     return whole.flatten()[begin:end].view(local(like).shape)
 
 
+def shared_as(like: Tensor, part: Tensor) -> Tensor:
+    """`part`, this rank's of a tensor that is as large as `like` and shared as that is, in the form of a shared one."""
+    if not is_shard(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    options = {"run_check": False, "shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(part, like.device_mesh, like.placements, **options)
+
+
 def copy_(tensor: Tensor, value: Tensor) -> None:
     """Fills what this rank holds of `tensor` from `value`: the whole of it, or shared as `tensor` is."""
     local(tensor).copy_(local(value) if is_shard(value) else part_of(value, tensor))
@@ -90,7 +100,8 @@ def gathered(tensors: Mapping[str, Tensor], is_shared: bool) -> dict[str, Tensor
     """
     if not is_shared:
         return dict(tensors)
-    raw = [t.contiguous().view(torch.uint8).cpu() for t in tensors.values()]  # not every backend knows every dtype
+    # As bytes, since not every backend knows every dtype; cloned, since a tensor of one number may have any stride.
+    raw = [t.clone(memory_format=torch.contiguous_format).view(torch.uint8).cpu() for t in tensors.values()]
     lengths = torch.zeros(ranks.size(), len(raw), dtype=torch.int64)
     lengths[ranks.rank()] = torch.tensor([len(t) for t in raw])
     lengths = ranks.sum_(lengths)
