@@ -1,6 +1,6 @@
 """Measures the most memory that a training step needs, each way in a process of its own, and writes the table.
 
-    python -m benchmarks.training_memory [--size 256] [--batch 1] [--steps 4]
+    python -m benchmarks.training_memory [--size 256] [--batch 1] [--steps 2]
 
 SwinV2-Base; the loss is the mean square of its four maps, so what is measured is the backbone's share. The table goes
 to benchmarks/results/training-memory.md.
@@ -32,7 +32,6 @@ SFA = "SFA-S, bfloat16 weights"
 WAYS = {
     "full fine-tuning, float32": ("full", torch.float32, False, False),
     FULL: ("full", torch.float32, True, False),
-    "full fine-tuning, bfloat16 weights": ("full", torch.bfloat16, False, False),
     f"{SFA}, not accelerated": ("sfa-s", torch.bfloat16, False, False),
     SFA: ("sfa-s", torch.bfloat16, False, True),
 }
@@ -41,7 +40,8 @@ TEXT = """# Memory of a training step
 {setting} SwinV2-Base, images of {size} x {size} pixels, batch {batch}, AdamW (for SFA its sparse one). Peak: the
 largest resident set of a process that does nothing else, Python and torch (the first row) included. "search" is a step
 of the search for weights, which scores every candidate; "after" one after the last round. Ratios are to the peak of
-"{full}". Seconds are of the last step. Written by `{command}`.
+"{full}", in brackets of what both need beyond Python and torch. Seconds are of the
+last step. Written by `{command}`.
 
 {table}
 """
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4, help="half of them search")
+    parser.add_argument("--steps", type=int, default=2, help="half of them search")
     parser.add_argument("--way", help="measure this way alone, in this process, and print it as JSON")
     args = parser.parse_args()
     given = f"--size {args.size} --batch {args.batch} --steps {args.steps}"
@@ -104,10 +104,11 @@ def main() -> None:
         found[way] = json.loads(done.stdout.splitlines()[-1])
         print(way, found[way], flush=True)
     whole = max(found[FULL]["search"], found[FULL]["after"])
-    rows = [["Python and torch alone", *[f"{found[FULL]['empty'] / 1e6:.0f}"] * 2, "", "", ""]]
+    empty = found[FULL]["empty"]
+    rows = [["Python and torch alone", *[f"{empty / 1e6:.0f}"] * 2, "", "", ""]]
     for way, f in found.items():
         peaks = (f["search"], f["after"])
-        ratios = [f"{p / whole:.2f}" for p in peaks]
+        ratios = [f"{p / whole:.2f} ({(p - empty) / (whole - empty):.2f})" for p in peaks]
         rows.append([way, *(f"{p / 1e6:.0f}" for p in peaks), *ratios, f"{f['seconds']:.1f}"])
     header = ["way", "peak, search MB", "peak, after MB", "ratio, search", "ratio, after", "s a step"]
     command = f"python -m benchmarks.training_memory {given}"
