@@ -204,7 +204,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _fit(options: argparse.Namespace) -> int:
     from sfa_ext.report import run as report
-    from sfa_ext.training import distributed, loop, recipe
+    from sfa_ext.training import distributed, faults, loop, recipe
 
     chosen = recipe.load(options.recipe, options.overrides)
     name = Path(options.recipe).name.removesuffix(".yaml")
@@ -213,11 +213,16 @@ def _fit(options: argparse.Namespace) -> int:
         quiet = ["--quiet"] * options.quiet
         arguments = ["fit", options.recipe, *options.overrides, "--out", str(folder), *quiet]
         return distributed.launch(arguments, options.nproc)
-    with distributed.joined(chosen.device) as first:
-        say = print if first else lambda line: None
+    with distributed.joined(chosen.device, chosen.timeout) as first:
+        say = print if first else lambda *line, **where: None
         fit = loop.Fit(chosen, folder, quiet=options.quiet)
         say(f"{chosen.method.name}: {fit.model.adaptation.report()}")
-        for split, figures in fit.run().items():
+        try:
+            results = fit.run()
+        except faults.Stopped as stop:
+            say(f"sfa: {stop}", file=sys.stderr)
+            return stop.status
+        for split, figures in results.items():
             say(f"{split}: " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if "/" not in k and k != "at"))
         if first:
             print(f"report: {report.write(folder)}")

@@ -32,7 +32,16 @@ class Traffic:
     bytes: int = 0
 
 
-traffic = Traffic()
+@dataclass
+class Progress:
+    """How far this process is, for those who look after ranks that hang."""
+
+    step: int = 0  # of training, the one at work
+    images: int = 0  # evaluated
+    watched: bool = False  # whether it is expected to get on
+
+
+traffic, progress = Traffic(), Progress()
 
 
 def size() -> int:
@@ -177,4 +186,7 @@ def _message(value: Tensor) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())[:200]
-        raise RankLost(f"rank {rank()} lost contact to another rank ({text})") from error
+        raise RankLost(
+            f"rank {rank()} lost contact to another rank at step {progress.step} ({text}); the same command goes on "
+            "from the last checkpoint"
+        ) from error

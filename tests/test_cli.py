@@ -173,13 +173,13 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on_later(job, tmp_path):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while process.poll() is None and not Path("run/checkpoint/last.safetensors").is_file():
+    while process.poll() is None and not [*Path("run/checkpoint").glob("step-*")]:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     error = process.communicate()[1]
     assert process.returncode == 130
     assert error.strip().splitlines()[-1].startswith("sfa: interrupted") and "Traceback" not in error
-    assert Path("run/checkpoint/last.safetensors").is_file()
+    assert [*Path("run/checkpoint").glob("step-*")]
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(job, tmp_path, capsys, monkeypatch):
@@ -188,12 +188,13 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(job, tmp_path, ca
     written = []
 
     def no_space(path, data, real=files.write_bytes):
-        if path.name == "last.safetensors" and written:
+        if path.name.startswith("step-") and written:
             raise OSError(28, "No space left on device", str(path))
-        written.append(path.name) if path.name == "last.safetensors" else None
+        written.append(path.name) if path.name.startswith("step-") else None
         real(path, data)
 
     monkeypatch.setattr(files, "write_bytes", no_space)
     line = fails(capsys, "fit", job, "--quiet", "--out", "run")
-    assert "No space left on device" in line and "last.safetensors" in line
-    assert files.read_tensors(Path("run/checkpoint/last.safetensors"))[1]["step"] == 3
+    assert "No space left on device" in line and "step-000000006.safetensors" in line
+    assert [p.name for p in Path("run/checkpoint").iterdir()] == ["step-000000003.safetensors"]
+    assert files.read_tensors(Path("run/checkpoint/step-000000003.safetensors"))[1]["step"] == 3

@@ -165,6 +165,10 @@ class Adaptation(abc.ABC):
         """What the method itself keeps in `optimizer` beyond AdamW's own state."""
         return {}
 
+    def own_state(self) -> list[str]:
+        """Names in `optimizer_state` of what each of several ranks has of its own; their mean may replace it."""
+        return []
+
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Takes what `optimizer_state` returned; most methods keep nothing there."""
 

@@ -264,6 +264,11 @@ class SFAAdaptation(Adaptation):
         searched = {f"search/{name}": t for name, t in self.search.state().items()}
         return searched | {f"selected/{name}": t for name, t in self._sparse.selected_state().items()}
 
+    def own_state(self) -> list[str]:
+        if self.search is None or not self.search.has_own_scores:
+            return []
+        return [f"search/scores/{name}" for name in self.search.scores]
+
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
         if self._sparse is not None:
             self.search.load_state(_part(state, "search/"))

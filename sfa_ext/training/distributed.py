@@ -6,28 +6,39 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
+from sfa_ext.training.faults import watched
+
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[bool]:
+def joined(device: str, timeout: float) -> Iterator[bool]:
     """Joins the ranks that torchrun started, if it did; tells whether this one is the first, which alone speaks.
 
     Tensors of CPUs travel by gloo, those of GPUs by NCCL. A rank takes the GPU of its number on its machine.
 
-    device: as a recipe names it. Raises ValueError where the machine has no GPU for each of its ranks.
+    device, timeout: as a recipe has them. Raises ValueError where the machine has no GPU for each of its ranks, or the
+    timeout is not above zero.
     """
+    if timeout <= 0:
+        raise ValueError(f"timeout: must be above 0 seconds, got {timeout}")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield True
         return
+    backend = "gloo"
     if device != "cpu" and torch.cuda.is_available():
         _take_gpu(device)
-        distributed.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        distributed.init_process_group("gloo")
-    yield distributed.get_rank() == 0
+        backend = "cpu:gloo,cuda:nccl"
+    store, rank, size = next(distributed.rendezvous("env://"))
+    # The watch knows who hangs, torch only that somebody does: the watch has to be first.
+    patience = timedelta(seconds=2 * timeout + 60)
+    group = {"store": distributed.PrefixStore("group", store), "rank": rank, "world_size": size, "timeout": patience}
+    distributed.init_process_group(backend, **group)
+    with watched(distributed.PrefixStore("watch", store.clone()), timeout):
+        yield rank == 0
     distributed.destroy_process_group()  # not after an error: the others may be gone
 
 

@@ -14,6 +14,7 @@ from sfa_ext import data, ranks
 from sfa_ext.data.loading import eval_loader
 from sfa_ext.data.unreadable import SHARE, Unreadable
 from sfa_ext.files import write_text
+from sfa_ext.training.faults import Stopped, StopSignal
 from sfa_ext.training.model import Model
 from sfa_ext.training.run import open_run
 
@@ -29,6 +30,7 @@ def evaluate(
     bad_share: float = SHARE,
     warn: Callable[[str], None] | None = None,
     workers: int = 0,
+    stop: StopSignal | None = None,
 ) -> dict[str, float]:
     """The task's metrics over the whole of `dataset`, at the images' own size.
 
@@ -36,7 +38,7 @@ def evaluate(
     among the figures. `workers` processes read. Raises DataError where more than `bad_share` of all cannot be read.
 
     Several ranks take a stretch of the data set each, `batch` images at a time over all of them, and return the same
-    figures, those of the whole.
+    figures, those of the whole. Raises Stopped between two batches where `stop` is requested.
     """
     unreadable = Unreadable(len(dataset), bad_share)
     metric, found = model.task.metrics(), {}
@@ -52,6 +54,9 @@ def evaluate(
     size = 1 if model.dynamic else max(1, batch // ranks.size())
     batches = eval_loader(dataset, size, workers, ranks.rank(), ranks.size())
     for samples in tqdm(batches, disable=quiet or ranks.rank() > 0 or None, desc="eval"):
+        if stop is not None and stop.requested:
+            raise Stopped("stopped by SIGTERM")
+        ranks.progress.images += size
         found |= samples.get("unreadable", {})
         tell(samples)
         if not samples:

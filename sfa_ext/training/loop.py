@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
@@ -19,14 +19,14 @@ from sfa_ext import data, deltas, ranks, tasks
 from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
 from sfa_ext.data.unreadable import Unreadable
-from sfa_ext.files import write_text
 from sfa_ext.training import checkpoint, memory, schedule
 from sfa_ext.training.evaluate import evaluate
-from sfa_ext.training.folder import CHECKPOINT, CONFIG, TASK
+from sfa_ext.training.faults import Diverged, Stopped, StopSignal
+from sfa_ext.training.folder import CHECKPOINTS, TASK, claim
 from sfa_ext.training.log import Log, Rate, Silence
 from sfa_ext.training.model import Classes, Model, build, pick_device
 from sfa_ext.training.norms import SharedBatchNorm2d
-from sfa_ext.training.recipe import WITHOUT_EFFECT, Recipe, from_dict
+from sfa_ext.training.recipe import Recipe
 from sfa_ext.training.run import task_file
 from sfa_ext.training.seeds import derive, stream
 
@@ -50,7 +50,7 @@ class Fit:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.device = pick_device(recipe.device)
-        self._claim_folder()
+        claim(self.folder, recipe)
         part = recipe.data
         self.train_set = data.build(part.name, **part.settings, **part.train)
         # All of them now: a file that is missing is named before training, not after it.
@@ -76,9 +76,11 @@ class Fit:
         self.scaler = scaler(self.device.type, enabled=optim.precision == "fp16")
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.stepping, self.peak_memory = 0.0, 0  # seconds of the steps alone; bytes
+        self.failing, self.suspects = 0, ""  # steps in a row that were skipped; the images of the last one
         self.results: dict[str, dict[str, float]] = {}
-        if (self.folder / CHECKPOINT).is_file():
-            self._resume()
+        self.stop, self.asked_to_stop = StopSignal(), False
+        self.checkpoints = checkpoint.Checkpoints(self.folder / CHECKPOINTS, recipe.keep, recipe.save_async)
+        self._resume()
 
     def _take_selection(self) -> None:
         """Makes the selection of another run this run's mask, where the recipe names one (Table 7)."""
@@ -102,14 +104,20 @@ class Fit:
                 raise ValueError(f"method.earlier: the task in {source} does not select from the weights of this run")
 
     def run(self) -> dict[str, dict[str, float]]:
-        """Trains to the end and returns the last figures by split."""
+        """Trains to the end and returns the last figures by split.
+
+        Raises Stopped after SIGTERM, Diverged where losses stay not finite, and what reading or writing raises; the run
+        then goes on from its last checkpoint.
+        """
         recipe, steps = self.recipe, self.recipe.optim.steps
         start = (self.folder, steps, self.step, self._is_past, self.quiet, recipe.method.name)
         log = Log(*start) if ranks.rank() == 0 else Silence()
-        with contextlib.closing(log):
+        with contextlib.closing(log), self.checkpoints, self.stop:
+            ranks.progress.step, ranks.progress.watched = self.step, True
             if self.step < steps:
                 self._train(log)
             self._finish(log)
+        ranks.progress.watched = False
         return self.results
 
     def _train(self, log: Log) -> None:
@@ -118,12 +126,14 @@ class Fit:
         memory.restart_peak(self.device)
         rate, batches, started = Rate(), self._batches(), time.perf_counter()
         while self.step < steps:
-            begun = time.perf_counter()
+            begun, ranks.progress.step = time.perf_counter(), self.step + 1
             numbers = self._one_step(batches)
             self.stepping += time.perf_counter() - begun
             self.step += 1
             for message in self.unreadable.news():
                 log.warn("unreadable", self.step, f"{message}; left out")
+            if not math.isfinite(numbers["loss"]):
+                log.warn("skipped", self.step, f"the loss is not finite, step {self.step} is skipped; {self.suspects}")
             rate.add(recipe.optim.batch * recipe.optim.accumulate)
             log.show(1, loss=f"{numbers['loss']:.3f}")
             if self.step % 20 == 0 or self.step == steps:
@@ -137,6 +147,9 @@ class Fit:
             if recipe.save_every and self.step % recipe.save_every == 0 and self.step < steps:
                 started = self._count_costs(started)
                 self._save()
+            if self.asked_to_stop and self.step < steps:
+                self._count_costs(started)
+                self._save_and_stop()
         self._count_costs(started)
         self._save()
 
@@ -154,24 +167,27 @@ class Fit:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
         self.optimizer.zero_grad()
-        sent, total, terms, unreadable = ranks.traffic.bytes, 0.0, {}, {}
+        sent, total, terms, unreadable, images = ranks.traffic.bytes, 0.0, {}, {}, []
         for micro in range(optim.accumulate):
             batch = next(batches)
             unreadable |= batch.pop("unreadable", {})
+            images += batch.get("name", [])
             batch = to_device(batch, self.device)
             loss, terms = self._loss(batch, self.step * optim.accumulate + micro)
             self.scaler.scale(loss / optim.accumulate).backward()
             total += float(loss.detach()) / optim.accumulate
+        own = total
         total, terms = self._together(total, terms, unreadable)
         trained = [*self.model.adaptation.parameters(), *self.model.task.parameters()]
         ranks.mean_gradients(trained)
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, optim.clip or math.inf))
-        if math.isfinite(norm) or self.scaler.is_enabled():
+        fine = math.isfinite(total) and math.isfinite(norm)
+        if fine or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
         else:
             self.optimizer.zero_grad()
-        self.skipped += not math.isfinite(norm)
+        self._count_failure(fine, total, own, images)
         self.scaler.update()
         counts = {"skipped": self.skipped, "unreadable": len(self.unreadable)}
         if ranks.size() > 1:
@@ -179,9 +195,29 @@ class Fit:
         numbers = {"loss": total, "grad_norm": norm, "lr": optim.lr * factor} | counts
         return numbers | {f"loss_{n}": t for n, t in terms.items()}
 
+    def _count_failure(self, fine: bool, loss: float, own: float, images: list[str]) -> None:
+        """Counts steps that were skipped; raises Diverged, naming the last images, after too many in a row.
+
+        loss, own: of the whole batch, and of this rank's part of it, `images`.
+        """
+        self.skipped += not fine
+        self.failing = 0 if fine else self.failing + 1
+        if fine:
+            return
+        guilty = images if math.isfinite(loss) or not math.isfinite(own) else []
+        names = [n for part in ranks.gathered(json.dumps(guilty).encode()) for n in json.loads(part)]
+        self.suspects = f"its images: {', '.join(names) or 'without names'}"
+        if self.failing >= self.recipe.optim.stop_after:
+            raise Diverged(
+                f"step {self.step + 1}: loss ({loss:g}) or gradient were not finite in {self.failing} steps in a row "
+                f"(optim.stop_after); lower optim.lr or look at the data, {self.suspects}"
+            )
+
     def _together(self, loss: float, terms: dict[str, Tensor], unreadable: dict[int, str]) -> tuple[float, dict]:
         """Loss and terms of the whole batch; counts the samples that any rank could not read."""
-        loss, news, *values = ranks.means([loss, len(unreadable), *(float(t) for t in terms.values())])
+        facts = [loss, len(unreadable), float(self.stop.requested)]
+        loss, news, stop, *values = ranks.means([*facts, *(float(t) for t in terms.values())])
+        self.asked_to_stop = bool(stop)
         self.unreadable.take({"unreadable": ranks.merged(unreadable) if news else {}})
         return loss, dict(zip(terms, values, strict=True))
 
@@ -216,7 +252,13 @@ class Fit:
     def _evaluate(self, log: Log, split: str) -> None:
         dataset, part = self.eval_sets[split], self.recipe.data
         optim, reading = self.recipe.optim, {"bad_share": part.bad_share, "workers": part.workers}
-        figures = evaluate(self.model, dataset, self.device, optim.batch, optim.precision, warn=log.say, **reading)
+        begin = (self.model, dataset, self.device, optim.batch, optim.precision)
+        try:
+            figures = evaluate(*begin, warn=log.say, stop=self.stop, **reading)
+        except (Stopped, ranks.RankLost):
+            if self.stop.requested:
+                self._save_and_stop(agreed=False)
+            raise
         self.results[split] = figures
         log.write(split, self.step, figures)
         headline = tasks.figures(self.recipe.task.name)[0]
@@ -266,15 +308,24 @@ class Fit:
         report = self.model.adaptation.report()
         return dataclasses.asdict(report) | {"share": report.share}
 
-    def _save(self) -> None:
-        kept = ("step", "skipped", "seconds", "stepping", "peak_memory", "results")
+    def _save(self, agreed: bool = True) -> None:
+        kept = ("step", "skipped", "failing", "seconds", "stepping", "peak_memory", "results")
         meta = {name: getattr(self, name) for name in kept} | {"unreadable": self.unreadable.positions}
-        if ranks.rank() == 0:
-            checkpoint.save(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler, meta)
-        ranks.all_true(True)
+        state, own, more = checkpoint.collect(self.model, self.optimizer, self.scaler)
+        self.checkpoints.save(state, own, meta | more, agreed)
+
+    def _save_and_stop(self, agreed: bool = True) -> None:
+        """agreed: all ranks stop here; else each for itself, in an evaluation, where none waits for another."""
+        self._save(agreed)
+        self.checkpoints.settle(agreed)
+        raise Stopped(f"stopped by SIGTERM at step {self.step}, saved; the same command goes on from there")
 
     def _resume(self) -> None:
-        meta = checkpoint.load(self.folder / CHECKPOINT, self.model, self.optimizer, self.scaler)
+        if (found := self.checkpoints.newest()) is None:
+            return
+        tensors, meta = found
+        checkpoint.restore(tensors, meta, self.model, self.optimizer, self.scaler)
+        self.failing = meta.get("failing", 0)
         self.step, self.skipped, self.seconds = meta["step"], meta["skipped"], meta["seconds"]
         self.stepping, self.peak_memory = meta.get("stepping", 0.0), meta.get("peak_memory", 0)
         self.results = meta["results"]
@@ -285,34 +336,6 @@ class Fit:
         self.seconds += now - started
         self.peak_memory = max(self.peak_memory, memory.peak(self.device))
         return now
-
-    def _claim_folder(self) -> None:
-        """Writes the recipe into the folder, or raises ValueError where it holds a run of another one."""
-        if ranks.rank() == 0:
-            self._claim()
-        ranks.all_true(True)  # the others look after the first one wrote
-
-    def _claim(self) -> None:
-        text = yaml.safe_dump(self.recipe.as_dict(), sort_keys=False)
-        path = self.folder / CONFIG
-        if path.is_file():
-            # Through the recipe: a key that came with a later version is at its default in an older run.
-            before = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path)).as_dict()
-            if changed := differences(before, self.recipe.as_dict()):
-                raise ValueError(f"{self.folder}: holds a run of another recipe ({changed[0]}); choose another folder")
-        else:
-            write_text(path, text)
-
-
-def differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Where two recipes differ, as "key: old -> new"; settings that do not change the result are left out."""
-    if where in WITHOUT_EFFECT:
-        return []
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        parts = [differences(before.get(k), now.get(k), f"{where}.{k}" if where else k) for k in keys]
-        return [d for part in parts for d in part]
-    return [] if before == now else [f"{where}: {before} -> {now}"]
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from sfa_ext.training import typed
 
 _FOLDER = "recipes"
 
-WITHOUT_EFFECT = ("threads", "device", "data.workers", "data.bad_share", "save_every")
+WITHOUT_EFFECT = (
+    "threads", "device", "data.workers", "data.bad_share", "optim.stop_after",
+    "save_every", "save_async", "keep", "timeout",
+)  # fmt: skip
 """Keys of a recipe that do not change what a run of it gives."""
 
 
@@ -85,7 +88,7 @@ class OptimRecipe:
     steps: int = 1000
     """optimizer steps"""
     batch: int = 16
-    """images per micro-batch"""
+    """images per micro-batch, over all ranks"""
     accumulate: int = 1
     """micro-batches per optimizer step"""
     lr: float = 1e-3
@@ -108,6 +111,8 @@ class OptimRecipe:
     """last learning rate as a part of the first"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """autocast dtype; fp16 with a gradient scaler"""
+    stop_after: int = 20
+    """steps in a row whose loss or gradient is not finite, each skipped, after which the run stops"""
 
 
 @dataclass
@@ -125,6 +130,12 @@ class Recipe:
     """steps between evaluations on the val split; 0: only at the end"""
     save_every: int = 200
     """steps between checkpoints; 0: only at the end"""
+    keep: int = 2
+    """how many checkpoints stay, the newest ones"""
+    save_async: bool = False
+    """write checkpoints while training goes on, which takes memory for a copy"""
+    timeout: float = 1800
+    """seconds without any progress after which ranks give up on one that hangs"""
     threads: int | None = None
     """CPU threads of torch; null: as torch decides"""
     device: str = "auto"

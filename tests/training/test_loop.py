@@ -15,7 +15,8 @@ import torch
 from sfa_ext import deltas
 from sfa_ext.files import read_tensors
 from sfa_ext.training import log, recipe
-from sfa_ext.training.loop import CHECKPOINT, TASK, Fit
+from sfa_ext.training.checkpoint import paths
+from sfa_ext.training.loop import CHECKPOINTS, TASK, Fit
 from sfa_ext.training.run import open_run
 
 
@@ -33,6 +34,11 @@ def same_tasks(a, b):
     first, second = deltas.read(a), deltas.read(b)
     first.meta |= {name: second.meta[name] for name in ("seconds", "step_seconds", "peak_memory")}
     return deltas.to_bytes(first) == deltas.to_bytes(second)
+
+
+def newest(folder):
+    """Path of the last checkpoint, None where there is none yet."""
+    return (paths(folder / CHECKPOINTS) or [None])[-1]
 
 
 class Killed(Exception):
@@ -78,7 +84,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(job, tmp_path, monkeypat
     assert resumed.step == 6
     assert repr(resumed.run()) == repr(figures)  # repr, as a figure may be NaN
     assert same_tasks(tmp_path / "whole" / TASK, tmp_path / "parts" / TASK)
-    assert same_tensors(tmp_path / "whole" / CHECKPOINT, tmp_path / "parts" / CHECKPOINT)
+    assert same_tensors(newest(tmp_path / "whole"), newest(tmp_path / "parts"))
     lines = [[r for r in log.read(tmp_path / name)] for name in ("whole", "parts")]
     assert lines[0] == lines[1]
 
@@ -117,8 +123,7 @@ def test_kill_9_while_training_loses_nothing(job, tmp_path):
         ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         while kill_at and process.poll() is None:
-            path = folder / CHECKPOINT
-            if path.is_file() and read_tensors(path)[1]["step"] >= kill_at:
+            if (path := newest(folder)) and read_tensors(path)[1]["step"] >= kill_at:
                 os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.02)
@@ -208,10 +213,10 @@ def test_a_folder_of_another_recipe_is_refused(job, tmp_path):
 def test_a_damaged_checkpoint_is_refused_by_name(job, tmp_path, damage):
     run = fit(job, tmp_path / "run", "optim.steps=3", "method.name=frozen")
     run.run()
-    path = tmp_path / "run" / CHECKPOINT
+    path = newest(tmp_path / "run")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff" * 8 + whole[8:])
-    with pytest.raises(ValueError, match="last.safetensors: cannot be read, it is truncated, altered"):
+    with pytest.raises(ValueError, match="step-000000003.safetensors: cannot be read, it is truncated, altered"):
         fit(job, tmp_path / "run", "optim.steps=3", "method.name=frozen")
 
 

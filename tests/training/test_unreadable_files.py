@@ -13,7 +13,8 @@ from sfa_ext.data import DataError
 from sfa_ext.files import read_tensors
 from sfa_ext.report import run as report
 from sfa_ext.training import log, recipe
-from sfa_ext.training.loop import CHECKPOINT, TASK, Fit
+from sfa_ext.training.checkpoint import paths
+from sfa_ext.training.loop import CHECKPOINTS, TASK, Fit
 
 SMALL = [
     "backbone.name=swinv2_pico", "backbone.pretrained=false", "data.crop=64", "data.workers=0", "optim.batch=2",
@@ -72,7 +73,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(root, tmp_path, monkeypa
     resumed = fit(root, tmp_path / "parts", "data.bad_share=0.5")
     assert resumed.step == 3
     resumed.run()
-    whole, parts = (read_tensors(tmp_path / n / CHECKPOINT) for n in ("whole", "parts"))
+    whole, parts = (read_tensors(paths(tmp_path / n / CHECKPOINTS)[-1]) for n in ("whole", "parts"))
     assert whole[1]["unreadable"] == parts[1]["unreadable"] == [1, 4]
     assert all((whole[0][n] == parts[0][n]).all() for n in whole[0])
     assert log.read(tmp_path / "whole") == log.read(tmp_path / "parts")
