@@ -25,6 +25,12 @@ def scene_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("scenes")
 
 
+@pytest.fixture(scope="session")
+def job_text():
+    """The tiny job's recipe."""
+    return JOB
+
+
 @pytest.fixture
 def job(tmp_path, scene_cache, monkeypatch):
     """Path of the tiny job's recipe; its scenes are rendered once a session."""

@@ -64,12 +64,10 @@ def same_end(a, b):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, scene_cache):
+def unbroken(tmp_path_factory, scene_cache, job_text):
     """A run of two ranks that nothing disturbed, and the seconds it took."""
-    from conftest import JOB
-
     folder = tmp_path_factory.mktemp("unbroken")
-    (folder / "job.yaml").write_text(JOB)
+    (folder / "job.yaml").write_text(job_text)
     before, os.environ["SFA_CACHE"] = os.environ.get("SFA_CACHE"), str(scene_cache)
     begun = time.monotonic()
     finish(folder / "job.yaml", folder / "run")
