@@ -42,7 +42,7 @@ class Checkpoints:
             raise ValueError(f"keep: must be 1 checkpoint or more, got {keep}")
         self.folder, self.keep, self.background = folder, keep, background
         self._pool: ThreadPoolExecutor | None = None
-        self._pending: list[Future[None]] = []
+        self._pending: list[tuple[Path, Future[None]]] = []
         if ranks.rank() == 0:
             for partial in folder.glob(".step-*"):  # of a process that was killed while it wrote
                 partial.unlink(missing_ok=True)
@@ -77,19 +77,20 @@ class Checkpoints:
     def _later(self, path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         copied = {n: t.detach().to("cpu", copy=self.background) for n, t in tensors.items()}
         self._pool = self._pool or ThreadPoolExecutor(1)
-        self._pending.append(self._pool.submit(write_tensors, path, copied, meta))
+        self._pending.append((path, self._pool.submit(write_tensors, path, copied, meta)))
 
     def settle(self, agreed: bool = True) -> None:
         """Waits until the last checkpoint is written, on all ranks, and removes those that are too old."""
         pending, self._pending = self._pending, []
-        error = next((e for f in pending if (e := f.exception()) is not None), None)
+        failed = [(path, error) for path, future in pending if (error := future.exception()) is not None]
+        path, error = failed[0] if failed else (self.folder, None)
         if error is not None and not isinstance(error, OSError):
             raise error
         if not (ranks.all_true(error is None) if agreed else error is None):
-            reason = "another rank could not write its part" if error is None else str(error)
+            reason = "another rank could not write its part" if error is None else error.strerror or str(error)
             raise OSError(
-                f"{self.folder}: the checkpoint could not be written ({reason}); make room there, then the same "
-                "command goes on from the last whole one"
+                f"{path}: the checkpoint could not be written ({reason}); make room there, then the same command goes "
+                "on from the last whole one"
             ) from error
         if agreed and ranks.rank() == 0:
             self._remove_old()

@@ -69,7 +69,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
         return 128 + int(stop.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"left with {failure.exitcode}"
-        print(f"sfa: rank {rank} {how}; the same command goes on from the last checkpoint", file=sys.stderr)
+        killed = f"was killed by {failure.signal_name()}; the same command goes on from the last checkpoint"
+        how = killed if failure.exitcode < 0 else f"left with status {failure.exitcode}, it says above why"
+        print(f"sfa: rank {rank} {how}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
