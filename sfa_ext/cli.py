@@ -92,6 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     params.add_argument("--budget", type=float, help="a share of the backbone, for the methods by name")
     params.add_argument("--json", action="store_true", help="print JSON")
 
+    plan = _command(
+        commands, "plan", _plan, "memory and communication of a rank, for any backbone on any number of ranks"
+    )
+    plan.add_argument("--backbone", required=True, metavar="NAME", help="a backbone by name, for example swinv2_giant")
+    plan.add_argument("--ranks", type=int, nargs="+", required=True, metavar="N", help="numbers of ranks")
+    plan.add_argument("--method", default="sfa-s", metavar="NAME", help="(default: %(default)s)")
+    plan.add_argument("--budget", type=float, help="a share of the backbone, for the method")
+    plan.add_argument("--batch", type=int, default=1, help="images of each rank (default: %(default)s)")
+    plan.add_argument("--crop", type=int, default=384, metavar="PIXELS", help="side of an image (default: %(default)s)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+
     env = _command(commands, "env", _env, "versions, instruction sets, backends, and what is missing")
     env.add_argument("--json", action="store_true", help="print JSON")
 
@@ -404,6 +415,16 @@ def _params(options: argparse.Namespace) -> None:
         settings = {"budget": options.budget} if options.budget else {}
         rows += params.account_methods(options.methods, options.backbones, settings)
     print(json.dumps(params.as_json(rows)) if options.json else params.table(rows))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from sfa_ext.training import plan
+
+    settings = {"budget": options.budget} if options.budget else {}
+    plans = list(
+        plan.plan(options.backbone, options.ranks, options.method, options.batch, options.crop, settings=settings)
+    )
+    print(json.dumps(plan.as_json(plans)) if options.json else plan.table(plans))
 
 
 def _env(options: argparse.Namespace) -> None:

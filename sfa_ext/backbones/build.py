@@ -25,10 +25,19 @@ PICO = {
     "num_heads": (1, 2, 4, 8),
     "window_size": 6,
 }
+# SwinV2-G (Liu et al., 2022) with the window of its pretraining at 192 pixels: 3.0 billion parameters. Without the
+# normalisation of its main branch after every sixth block, which timm's class does not have. No weights are known.
+GIANT = {
+    "embed_dim": 512,
+    "depths": (2, 2, 42, 4),
+    "num_heads": (16, 32, 64, 128),
+    "window_size": 12,
+}
 # A plain ViT as small, with a class token and two registers. 1.98 M parameters, no weights in the package.
 VIT_PICO = {"embed_dim": 192, "depth": 4, "num_heads": 3, "reg_tokens": 2}
 BACKBONE_CLASSES = {
     "swinv2_pico": ("swinv2_tiny_window8_256", PICO),
+    "swinv2_giant": ("swinv2_tiny_window8_256", GIANT),
     "vit_pico": ("vit_tiny_patch16_224", VIT_PICO),
 }
 
