@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from sfa_ext import ranks
 from sfa_ext.files import read_tensors, write_tensors
+from sfa_ext.selection.shards import part_of, shared_as, whole
 from sfa_ext.training.model import Model
 
 _DAMAGED = ".damaged"  # added to the name of a checkpoint that could not be read
@@ -153,10 +154,14 @@ def _mean(files: list[Path]) -> dict[str, Tensor]:
 def collect(
     model: Model, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """What `restore` needs: tensors that all ranks have alike, tensors of this rank alone, and meta."""
+    """What `restore` needs: tensors that all ranks have alike, tensors of this rank alone, and meta.
+
+    Of a backbone that ranks share, the first one has everything, whole, so that any number of ranks may go on with it.
+    """
     tensors = {f"model/{n}": t for n, t in model.state().items()}
     tensors |= {f"method/{n}": t for n, t in model.adaptation.optimizer_state(optimizer).items()}
     tensors |= {f"adamw/{n}": t for n, t in _adamw_state(optimizer).items()}
+    tensors = {n: whole(t) for n, t in tensors.items()}
     own = {name: tensors.pop(name) for name in [f"method/{n}" for n in model.adaptation.own_state()]}
     return tensors, own, {"scaler": scaler.state_dict(), "fingerprint": model.adaptation.fingerprint}
 
@@ -199,4 +204,5 @@ def _load_adamw_state(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
     for key, value in state.items():
         position, name = key.split("/")
         parameter = _parameters(inner)[int(position)]
-        inner.state[parameter][name] = value if name == "step" else value.to(parameter.device)
+        part = value if name == "step" else part_of(value, parameter).to(parameter.device, copy=True)
+        inner.state[parameter][name] = part if name == "step" else shared_as(parameter, part)

@@ -17,6 +17,7 @@ from sfa_ext.files import write_text
 from sfa_ext.training.faults import Stopped, StopSignal
 from sfa_ext.training.model import Model
 from sfa_ext.training.run import open_run
+from sfa_ext.training.sharding import in_step
 
 
 @torch.no_grad()
@@ -53,17 +54,18 @@ def evaluate(
     # Images of many sizes go one by one: padding to the largest of a batch would change what the network sees.
     size = 1 if model.dynamic else max(1, batch // ranks.size())
     batches = eval_loader(dataset, size, workers, ranks.rank(), ranks.size())
-    for samples in tqdm(batches, disable=quiet or ranks.rank() > 0 or None, desc="eval"):
-        if stop is not None and stop.requested:
-            raise Stopped("stopped by SIGTERM")
-        ranks.progress.images += size
-        found |= samples.get("unreadable", {})
-        tell(samples)
-        if not samples:
-            continue
-        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
-            prediction = model.predict(samples["image"].to(device))
-        metric.update(prediction, samples)
+    with in_step(model):
+        for samples in tqdm(batches, disable=quiet or ranks.rank() > 0 or None, desc="eval"):
+            if stop is not None and stop.requested:
+                raise Stopped("stopped by SIGTERM")
+            ranks.progress.images += size
+            found |= samples.get("unreadable", {})
+            tell(samples)
+            if not samples:
+                continue
+            with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+                prediction = model.predict(samples["image"].to(device))
+            metric.update(prediction, samples)
     model.train(True)
     tell({"unreadable": ranks.merged(found)})
     return metric.compute() | ({"unreadable": len(unreadable)} if unreadable else {})

@@ -19,7 +19,7 @@ from sfa_ext import data, deltas, ranks, tasks
 from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
 from sfa_ext.data.unreadable import Unreadable
-from sfa_ext.training import checkpoint, memory, schedule
+from sfa_ext.training import checkpoint, memory, schedule, sharding
 from sfa_ext.training.evaluate import evaluate
 from sfa_ext.training.faults import Diverged, Stopped, StopSignal
 from sfa_ext.training.folder import CHECKPOINTS, TASK, claim
@@ -60,6 +60,9 @@ class Fit:
         self.model: Model = build(recipe, Classes.of(self.train_set), self.device)
         if ranks.size() > 1:
             SharedBatchNorm2d.replace(self.model.task)
+        self.shared = recipe.shard and ranks.size() > 1
+        if self.shared:
+            self._share()
         self._take_selection()
         self._check_earlier()
         optim = recipe.optim
@@ -81,6 +84,11 @@ class Fit:
         self.stop, self.asked_to_stop = StopSignal(), False
         self.checkpoints = checkpoint.Checkpoints(self.folder / CHECKPOINTS, recipe.keep, recipe.save_async)
         self._resume()
+
+    def _share(self) -> None:
+        if self.recipe.optim.precision == "fp16":
+            raise ValueError("shard: a shared backbone is not trained in fp16; set optim.precision to bf16 or fp32")
+        sharding.shard(self.model)
 
     def _take_selection(self) -> None:
         """Makes the selection of another run this run's mask, where the recipe names one (Table 7)."""
@@ -178,10 +186,7 @@ class Fit:
             total += float(loss.detach()) / optim.accumulate
         own = total
         total, terms = self._together(total, terms, unreadable)
-        trained = [*self.model.adaptation.parameters(), *self.model.task.parameters()]
-        ranks.mean_gradients(trained)
-        self.scaler.unscale_(self.optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, optim.clip or math.inf))
+        norm = self._clip(optim.clip or math.inf)
         fine = math.isfinite(total) and math.isfinite(norm)
         if fine or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
@@ -194,6 +199,16 @@ class Fit:
             counts["sent"] = ranks.traffic.bytes - sent  # bytes of this rank's messages in this step
         numbers = {"loss": total, "grad_norm": norm, "lr": optim.lr * factor} | counts
         return numbers | {f"loss_{n}": t for n, t in terms.items()}
+
+    def _clip(self, largest: float) -> float:
+        """Averages gradients over ranks and limits their norm, which it returns."""
+        method, head = self.model.adaptation.parameters(), list(self.model.task.parameters())
+        if self.shared:  # those of the backbone were averaged as they came
+            ranks.mean_gradients(head)
+            return sharding.clip_gradients_(method, head, largest)
+        ranks.mean_gradients([*method, *head])
+        self.scaler.unscale_(self.optimizer)
+        return float(torch.nn.utils.clip_grad_norm_([*method, *head], largest))
 
     def _count_failure(self, fine: bool, loss: float, own: float, images: list[str]) -> None:
         """Counts steps that were skipped; raises Diverged, naming the last images, after too many in a row.
@@ -256,7 +271,7 @@ class Fit:
         try:
             figures = evaluate(*begin, warn=log.say, stop=self.stop, **reading)
         except (Stopped, ranks.RankLost):
-            if self.stop.requested:
+            if self.stop.requested and not self.shared:  # what ranks share takes all of them to save
                 self._save_and_stop(agreed=False)
             raise
         self.results[split] = figures
@@ -275,8 +290,9 @@ class Fit:
             self._save()
 
     def _write_task(self) -> None:
-        if ranks.rank() == 0:
+        if ranks.rank() == 0 or self.shared:
             task = deltas.collect(self.model.adaptation, self.model.task, **self._task_meta())
+        if ranks.rank() == 0:
             deltas.write(self.folder / TASK, task)
 
     def _evaluated(self, split: str) -> bool:

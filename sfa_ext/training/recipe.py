@@ -14,7 +14,7 @@ _FOLDER = "recipes"
 
 WITHOUT_EFFECT = (
     "threads", "device", "data.workers", "data.bad_share", "optim.stop_after",
-    "save_every", "save_async", "keep", "timeout",
+    "save_every", "save_async", "keep", "timeout", "shard",
 )  # fmt: skip
 """Keys of a recipe that do not change what a run of it gives."""
 
@@ -136,6 +136,8 @@ class Recipe:
     """write checkpoints while training goes on, which takes memory for a copy"""
     timeout: float = 1800
     """seconds without any progress after which ranks give up on one that hangs"""
+    shard: bool = False
+    """ranks share the backbone (FSDP2) instead of having the whole of it each; one process has it whole anyway"""
     threads: int | None = None
     """CPU threads of torch; null: as torch decides"""
     device: str = "auto"

@@ -7,15 +7,16 @@ any. What is outside the blocks is one more unit. The head stays whole on every 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from sfa_ext import ranks
 from sfa_ext.backbones import named_blocks
-from sfa_ext.selection.shards import local
+from sfa_ext.selection.shards import is_shard, local
 from sfa_ext.training.model import Model
 
 
@@ -46,6 +47,28 @@ def clip_gradients_(shared: Sequence[Tensor], own: Sequence[Tensor], largest: fl
     if norm > largest:
         torch._foreach_mul_([*parts, *wholes], largest / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ does
     return norm
+
+
+@contextlib.contextmanager
+def in_step(model: Model) -> Iterator[None]:
+    """Inside, the ranks that share a backbone may run it each on images of its own, some more often than others.
+
+    They gather its parameters together, so those that are done go along on an empty image until all are.
+    """
+    backbone = model.backbone
+    if not any(is_shard(p) for p in backbone.parameters()):
+        yield
+        return
+    busy = lambda yes: bool(ranks.sum_(torch.tensor([int(yes)])))  # noqa: E731
+    handle = backbone.register_forward_pre_hook(lambda *_: busy(True) and None, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+    empty = torch.zeros(1, 3, model.crop, model.crop, device=next(backbone.buffers()).device)
+    while busy(False):
+        backbone(empty)
+    backbone.reshard()  # a backward would have done it
 
 
 def _square_sum(gradients: Sequence[Tensor]) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import processes
 import pytest
 import torch
+from test_distributed import RecordedFit, train
 from torch import nn
 
 import sfa_ext
 from sfa_ext import deltas, ranks
 from sfa_ext.selection.shards import local, part_of, whole
+from sfa_ext.training import recipe as recipes
 from sfa_ext.training.model import Classes, Model
 from sfa_ext.training.sharding import clip_gradients_, shard
 
@@ -142,3 +146,37 @@ def test_what_a_rank_holds_falls_with_their_number(found):
         assert max(r[kind] for r in two) < 0.55 * one[0][kind]
         assert max(r[kind] for r in four) < 0.30 * one[0][kind]
         assert sum(r[kind] for r in two) == sum(r[kind] for r in four) == one[0][kind]
+
+
+def test_a_recipe_shares_the_backbone_and_goes_on_with_other_ranks(job, tmp_path):
+    """Evaluated halfway, by one rank with two images and one with one; then finished by one process and by four."""
+    recipe = ["optim.batch=4", "eval_every=5", "save_every=5"]
+    alone, *_ = processes.run(1, train, str(job), str(tmp_path / "1"), *recipe, "shard=true")
+    found = processes.run(2, stopped, str(job), str(tmp_path / "2"), *recipe, "shard=true")
+    shutil.copytree(tmp_path / "2", tmp_path / "4")
+    assert found[0] == found[1] == pytest.approx(alone["losses"][:5], rel=1e-5)
+    for size in (1, 4):
+        end, *_ = processes.run(size, train, str(job), str(tmp_path / {1: "2", 4: "4"}[size]), *recipe, "shard=true")
+        assert end["losses"] == pytest.approx(alone["losses"][5:], rel=1e-5)
+        assert end["figures"] == pytest.approx(alone["figures"], rel=1e-5)
+
+
+class Halted(Exception):
+    pass
+
+
+class HalfFit(RecordedFit):
+    """A run that is gone after its first half."""
+
+    def _one_step(self, batches):
+        if self.step == 5:
+            raise Halted
+        return super()._one_step(batches)
+
+
+def stopped(job, folder, *overrides):
+    """Losses of the first half of a run."""
+    fit = HalfFit(recipes.load(job, overrides), folder, quiet=True)
+    with pytest.raises(Halted):
+        fit.run()
+    return [numbers["loss"] for numbers in fit.numbers]
