@@ -59,11 +59,6 @@ SFA_INLINE int64_t padded(int64_t n) {
   return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
 }
 
-template <int kValue>
-struct Int {
-  static constexpr int value = kValue;
-};
-
 // Calls f(Int<R>, first row) over tiles of R rows that cover [0, rows). Sums do not depend on R.
 template <class F>
 SFA_INLINE void for_tiles(int64_t rows, F&& f) {
@@ -122,24 +117,6 @@ struct Tile {
     ((copy[kRow][0] = sum[kRow][0], copy[kRow][1] = sum[kRow][1]), ...);
   }
 };
-
-// Loads and stores of either a whole vector, known at compile time, or its first n elements.
-template <class T, int N>
-SFA_INLINE auto load_count(const T* p, Int<N>) {
-  return load(p);
-}
-template <class T>
-SFA_INLINE auto load_count(const T* p, int64_t n) {
-  return load_first(p, n);
-}
-template <class T, class V, int N>
-SFA_INLINE void store_count(T* p, V v, Int<N>) {
-  store(p, v);
-}
-template <class T, class V>
-SFA_INLINE void store_count(T* p, V v, int64_t n) {
-  store_first(p, v, n);
-}
 
 }  // namespace
 }  // namespace sfa::cpu::SFA_ISA_NAMESPACE

@@ -36,14 +36,6 @@ struct Moments {
   }
 };
 
-// f(column, lanes) for all columns: whole vectors, then what is left.
-template <class Acc, class F>
-SFA_INLINE void for_lanes(int64_t n, F&& f) {
-  int64_t c = 0;
-  for (; c + kLanes<Acc> <= n; c += kLanes<Acc>) f(c, Int<kLanes<Acc>>{});
-  if (c < n) f(c, n - c);
-}
-
 // out = residual + normed row * weight + bias
 template <class Acc, class R>
 SFA_INLINE void norm_row(const Acc* row, const R* residual, const AdapterForward& p, R* out) {

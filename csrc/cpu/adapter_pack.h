@@ -44,25 +44,6 @@ SFA_INLINE Vec<typename Product<T>::Word> column_words(const T* row0, [[maybe_un
   }
 }
 
-// One butterfly: swaps the off-diagonal blocks of size kStep between two rows.
-template <int kStep, class V, int... kIndex>
-SFA_INLINE void exchange(V& a, V& b, Indices<kIndex...>) {
-  constexpr int kL = sizeof...(kIndex);
-  const V low = __builtin_shufflevector(a, b, ((kIndex & kStep) ? kL + kIndex - kStep : kIndex)...);
-  const V high = __builtin_shufflevector(a, b, ((kIndex & kStep) ? kL + kIndex : kIndex + kStep)...);
-  a = low, b = high;
-}
-
-template <int kStep, int kL, class V>
-SFA_INLINE void transpose(V (&rows)[kL]) {
-  if constexpr (kStep < kL) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kL; ++i)
-      if ((i & kStep) == 0) exchange<kStep>(rows[i], rows[i + kStep], typename MakeIndices<kL>::type{});
-    transpose<2 * kStep>(rows);
-  }
-}
-
 // Panels [first, last) of w^T, where w is [n, k] with rows of k numbers: columns are rows of w.
 template <class T>
 void pack_transposed(const T* w, int64_t n, int64_t k, int64_t first, int64_t last, typename Product<T>::Word* out) {

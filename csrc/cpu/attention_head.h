@@ -108,9 +108,8 @@ struct Head {
 
   template <class From>
   SFA_INLINE void widen_row(const From* from, S* to) {
-    int64_t c = 0;
-    for (; c + kL <= args.depth; c += kL) store(to + c, load(from + c));
-    if (c < args.depth) store(to + c, load_first(from + c, args.depth - c));
+    for_lanes<S>(args.depth,
+                 [&](int64_t c, auto lanes) SFA_INLINE_LAMBDA { store(to + c, load_count(from + c, lanes)); });
   }
 
   // Part `which` (q, k, v are 0, 1, 2) of every token, in rows; those behind the tokens are zeros.
@@ -230,9 +229,8 @@ void forward(const Attention& args, int64_t window, int64_t head, void* scratch)
       T* out = static_cast<T*>(args.out) + (h.place[first + i] * args.heads + head) * args.depth;
       const S* row = h.mixed.at + i * h.mixed.row;
       const Vec<S> f = broadcast(factor[i]);
-      int64_t c = 0;
-      for (; c + h.kL <= args.depth; c += h.kL) store(out + c, load(row + c) * f);
-      if (c < args.depth) store_first(out + c, load(row + c) * f, args.depth - c);
+      for_lanes<S>(args.depth,
+                   [&](int64_t c, auto lanes) SFA_INLINE_LAMBDA { store_count(out + c, load(row + c) * f, lanes); });
     }
   }
 }
@@ -245,9 +243,8 @@ SFA_INLINE void give(const Head<T>& h, const typename Head<T>::S* row, int64_t t
   const int64_t offset = (which * args.heads + head) * args.depth;
   if (h.place[token] >= 0 && args.grad_qkv != nullptr) {
     T* to = static_cast<T*>(args.grad_qkv) + h.place[token] * 3 * args.heads * args.depth + offset;
-    int64_t c = 0;
-    for (; c + h.kL <= args.depth; c += h.kL) store(to + c, load(row + c));
-    if (c < args.depth) store_first(to + c, load(row + c), args.depth - c);
+    for_lanes<S>(args.depth,
+                 [&](int64_t c, auto lanes) SFA_INLINE_LAMBDA { store_count(to + c, load(row + c), lanes); });
   } else if (h.place[token] < 0 && args.grad_pad != nullptr) {
     S* to = static_cast<S*>(args.grad_pad) + offset;
     for (int64_t c = 0; c < args.depth; ++c) to[c] += row[c];

@@ -98,27 +98,10 @@ void multiply(Left<S> a, Rows<const S> b, Rows<S> c, int64_t rows, int64_t colum
   blocks<S, kAdd, 1>(a, b, c, i, rows, columns, depth);
 }
 
-// One step of a transposition in registers: exchanges squares of kWidth x kWidth off the diagonal.
-template <int kWidth, class V, int... kLane>
-SFA_INLINE void exchange(V& a, V& b, Indices<kLane...>) {
-  constexpr int kCount = sizeof...(kLane);
-  const V first = __builtin_shufflevector(a, b, ((kLane & kWidth) ? kCount + kLane - kWidth : kLane)...);
-  b = __builtin_shufflevector(a, b, ((kLane & kWidth) ? kCount + kLane : kLane + kWidth)...);
-  a = first;
-}
-
-template <int kWidth, class V, int... kLane>
-SFA_INLINE void transpose_square(V* rows, Indices<kLane...> lanes) {
-  if constexpr (kWidth > 0) {
-    ((kLane & kWidth ? void() : exchange<kWidth>(rows[kLane], rows[kLane | kWidth], lanes)), ...);
-    transpose_square<kWidth / 2>(rows, lanes);
-  }
-}
-
 template <class S, int... kLane>
-SFA_INLINE void transpose_block(const S* from, int64_t from_row, S* to, int64_t to_row, Indices<kLane...> lanes) {
+SFA_INLINE void transpose_block(const S* from, int64_t from_row, S* to, int64_t to_row, Indices<kLane...>) {
   Vec<S> square[sizeof...(kLane)] = {load(from + kLane * from_row)...};
-  transpose_square<kLanes<S> / 2>(square, lanes);
+  transpose<1>(square);
   (store(to + kLane * to_row, square[kLane]), ...);
 }
 

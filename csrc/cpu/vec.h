@@ -167,5 +167,55 @@ SFA_INLINE S sum_of_lanes(Vec<S> v) {
   return add_lanes<kLanes<S> / 2>(v, typename MakeIndices<kLanes<S>>::type{})[0];
 }
 
+template <int kValue>
+struct Int {
+  static constexpr int value = kValue;
+};
+
+// Loads and stores of either a whole vector, known at compile time, or its first n elements.
+template <class T, int N>
+SFA_INLINE auto load_count(const T* p, Int<N>) {
+  return load(p);
+}
+template <class T>
+SFA_INLINE auto load_count(const T* p, int64_t n) {
+  return load_first(p, n);
+}
+template <class T, class V, int N>
+SFA_INLINE void store_count(T* p, V v, Int<N>) {
+  store(p, v);
+}
+template <class T, class V>
+SFA_INLINE void store_count(T* p, V v, int64_t n) {
+  store_first(p, v, n);
+}
+
+// f(column, lanes) for all columns: whole vectors, then what is left.
+template <class Acc, class F>
+SFA_INLINE void for_lanes(int64_t n, F&& f) {
+  int64_t c = 0;
+  for (; c + kLanes<Acc> <= n; c += kLanes<Acc>) f(c, Int<kLanes<Acc>>{});
+  if (c < n) f(c, n - c);
+}
+
+// One butterfly of a transposition in registers: swaps the off-diagonal blocks of size kStep between two rows.
+template <int kStep, class V, int... kIndex>
+SFA_INLINE void exchange(V& a, V& b, Indices<kIndex...>) {
+  constexpr int kL = sizeof...(kIndex);
+  const V low = __builtin_shufflevector(a, b, ((kIndex & kStep) ? kL + kIndex - kStep : kIndex)...);
+  const V high = __builtin_shufflevector(a, b, ((kIndex & kStep) ? kL + kIndex : kIndex + kStep)...);
+  a = low, b = high;
+}
+
+template <int kStep, int kL, class V>
+SFA_INLINE void transpose(V (&rows)[kL]) {
+  if constexpr (kStep < kL) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kL; ++i)
+      if ((i & kStep) == 0) exchange<kStep>(rows[i], rows[i + kStep], typename MakeIndices<kL>::type{});
+    transpose<2 * kStep>(rows);
+  }
+}
+
 }  // namespace
 }  // namespace sfa::cpu::SFA_ISA_NAMESPACE

@@ -91,6 +91,11 @@ class below_autograd:
             self._explain()
 
 
+def tracks(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd wants the derivative by any of the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def register_autocast(op: str, kernel: Callable[..., Any]) -> None:
     """Registers `kernel(dtype, *args)`, which runs with autocast off, for autocast on CPU and CUDA."""
     both = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(

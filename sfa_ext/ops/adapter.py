@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import checks, reference
-from ._library import LIBRARY, below_autograd, register_autocast
+from ._library import LIBRARY, below_autograd, register_autocast, tracks
 from .backends import register_portable
 
 _ops = torch.ops.sfa
@@ -122,12 +122,8 @@ def _wanted(grads, ctx):
     return tuple(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-def _tracks(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def _fused_adapter_autograd(x, w_down, b_down, w_up, b_up):
-    if _tracks(x, w_down, b_down, w_up, b_up):
+    if tracks(x, w_down, b_down, w_up, b_up):
         return _FusedAdapter.apply(x, w_down, b_down, w_up, b_up)
     with below_autograd(lambda: checks.adapter(x, w_down, b_down, w_up, b_up)):
         return _ops.fused_adapter(x, w_down, b_down, w_up, b_up)
@@ -136,7 +132,7 @@ def _fused_adapter_autograd(x, w_down, b_down, w_up, b_up):
 def _fused_adapter_backward_autograd(grad_out, x, w_down, b_down, w_up, output_mask, hidden=None):
     args = (grad_out, x, w_down, b_down, w_up)
     explain = lambda: checks.adapter_backward(*args, output_mask, hidden)  # noqa: E731
-    if _tracks(*args):  # a double backward: rare enough to leave to torch
+    if tracks(*args):  # a double backward: rare enough to leave to torch
         explain()
         return reference.fused_adapter_backward(*args, output_mask)
     with below_autograd(explain):
@@ -145,7 +141,7 @@ def _fused_adapter_backward_autograd(grad_out, x, w_down, b_down, w_up, output_m
 
 def _fused_adapter_norm_autograd(residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias, eps):
     args = (residual, x, w_down, b_down, w_up, b_up, norm_weight, norm_bias)
-    if _tracks(*args):
+    if tracks(*args):
         return _FusedAdapterNorm.apply(*args, eps)
     with below_autograd(lambda: checks.adapter_norm(*args, eps)):
         return _ops.fused_adapter_norm(*args, eps)
@@ -156,7 +152,7 @@ def _fused_adapter_norm_backward_autograd(
 ):
     args = (grad_out, x, w_down, b_down, w_up, b_up, norm_weight)
     explain = lambda: checks.adapter_norm_backward(*args, eps, output_mask, hidden, adapted)  # noqa: E731
-    if _tracks(*args):
+    if tracks(*args):
         explain()
         return reference.fused_adapter_norm_backward(*args, eps, output_mask)
     with below_autograd(explain):
@@ -170,7 +166,7 @@ def _keep_autograd(differentiable):
     def kernel(*args):
         tensors = [a for a in args if isinstance(a, Tensor)]
         torch._check(
-            not _tracks(*tensors), lambda: f"{differentiable}_keep has no derivative: call {differentiable} instead"
+            not tracks(*tensors), lambda: f"{differentiable}_keep has no derivative: call {differentiable} instead"
         )
         with below_autograd():
             return getattr(_ops, f"{differentiable}_keep")(*args)

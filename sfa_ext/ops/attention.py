@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import checks
 from . import reference_attention as reference
-from ._library import LIBRARY, below_autograd, register_autocast
+from ._library import LIBRARY, below_autograd, register_autocast, tracks
 
 _ops = torch.ops.sfa
 
@@ -97,15 +97,11 @@ class _WindowAttention(torch.autograd.Function):
         return (*(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)), None, None)
 
 
-def _tracks(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def _autograd(qkv, scale, bias, pad, window, shift):
     _check(qkv, scale, bias, pad, window, shift)
     if qkv.device.type != "cpu":
         return reference.window_attention(qkv, scale, bias, pad, window, shift)
-    if _tracks(qkv, scale, bias, pad):
+    if tracks(qkv, scale, bias, pad):
         return _WindowAttention.apply(qkv, scale, bias, pad, window, shift)
     with below_autograd():
         return _ops.window_attention(qkv, scale, bias, pad, window, shift)
@@ -114,7 +110,7 @@ def _autograd(qkv, scale, bias, pad, window, shift):
 def _backward_autograd(grad_out, qkv, scale, bias, pad, window, shift, output_mask):
     args = (grad_out, qkv, scale, bias, pad, window, shift, output_mask)
     _check_backward(*args)
-    if _tracks(grad_out, qkv, scale, bias, pad):  # a double backward: rare enough to leave to torch
+    if tracks(grad_out, qkv, scale, bias, pad):  # a double backward: rare enough to leave to torch
         return reference.window_attention_backward(*args)
     with below_autograd():
         return _ops.window_attention_backward(*args)

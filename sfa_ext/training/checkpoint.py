@@ -3,8 +3,7 @@
 Everything that all ranks have alike is one file, which the first rank writes: step-NUMBER.safetensors. While scores are
 each rank's own (`Search.has_own_scores`), every rank adds a file of them, step-NUMBER.rank-R.safetensors; as many ranks
 take them up bit by bit, another number of ranks takes their mean. A checkpoint counts once all of its files are whole;
-each is written atomically and carries a checksum. (torch.distributed.checkpoint's own file format is pickled, and what
-data parallel ranks hold is the same on each of them: there are no shards for it to collect.)
+each is written atomically and carries a checksum. (Not torch.distributed.checkpoint: its own file format is pickled.)
 """
 
 from __future__ import annotations
