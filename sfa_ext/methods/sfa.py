@@ -42,6 +42,7 @@ class SFA(Method):
     granularity: str = setting("element", f"what is selected: {', '.join(GRANULARITIES)} (a whole output channel)")
     order: str = setting("external_first", "internal_first trains F_i to its end, then F_e with F_i frozen")
     phase: float = setting(0.5, "part of the training that order internal_first gives to the internal adapter")
+    internal_lr_scale: float = setting(1.0, "learning rate of selected weights, as a multiple of the adapters'")
     placement: str = setting("branch", f"where the external adapter sits: {', '.join(PLACEMENTS)}")
     targets: tuple[str, ...] = setting(DEFAULT_TARGETS, "patterns of the weights that may be selected")
 
@@ -54,6 +55,8 @@ class SFA(Method):
             raise ValueError(f"dim: must be 0 (no external adapter) or more, got {self.dim}")
         if not 0.0 < self.phase < 1.0:
             raise ValueError(f"phase: must be between 0 and 1, a part of the training, got {self.phase}")
+        if not 0.0 < self.internal_lr_scale < float("inf"):
+            raise ValueError(f"internal_lr_scale: must be more than 0, got {self.internal_lr_scale}")
         for name, known in (
             ("criterion", CRITERIA),
             ("scope", SCOPES),
@@ -226,6 +229,7 @@ class SFAAdaptation(Adaptation):
         if self._sparse is not None:
             raise ValueError("optimizer: this adaptation has one already; a search cannot serve two")
         settings, two_phases = self.settings, self.settings.order == "internal_first"
+        defaults = defaults | {"lr": defaults["lr"] * settings.internal_lr_scale}  # groups have rates of their own
         if two_phases:
             if steps is None:
                 raise ValueError("steps: order internal_first needs the number of training steps")

@@ -144,6 +144,7 @@ def test_a_seed_fixes_the_adapters_and_spends_no_global_random_numbers(pico):
         ({"dim": -1}, "dim: .*got -1"),
         ({"criterion": "magic"}, "criterion: unknown 'magic', known: gradient, absolute, squared, displacement"),
         ({"placement": "roof"}, "placement: unknown 'roof', known: branch, post_norm, stream"),
+        ({"internal_lr_scale": 0.0}, "internal_lr_scale: must be more than 0, got 0.0"),
         ({"rounds": 0}, "rounds: .*got 0"),
         ({"interval": 0, "rounds": 3}, "interval 0 means a single round"),
     ],

@@ -81,6 +81,18 @@ def test_internal_first_says_what_it_needs(pico):
         adaptation.optimizer(steps=2)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_selected_weights_have_a_learning_rate_of_their_own(pico, scale):
+    adaptation = sfa_ext.adapt(pico, SFA(**BOTH | {"rounds": 1}, internal_lr_scale=scale))
+    optimizer = adaptation.optimizer(lr=1e-3, weight_decay=0.0, steps=2)
+    train(pico, optimizer, [0])  # ends with the selection; the next step is the first of what it selected
+    inside, beside = values(adaptation), [p.detach().clone() for _, p in adaptation.named_parameters()]
+    train(pico, optimizer, [1])
+    assert (values(adaptation) - inside).abs().max().item() == pytest.approx(scale * 1e-3, rel=1e-2)
+    moved = [(p - old).abs().max() for (_, p), old in zip(adaptation.named_parameters(), beside, strict=True)]
+    assert max(moved).item() == pytest.approx(1e-3, rel=0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_selection_from_elsewhere_is_the_mask_and_starts_from_theta_0(pico, dtype):
     twin = copy.deepcopy(pico)
