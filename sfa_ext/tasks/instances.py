@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import clip_boxes_to_image
 
 SOLID = 0.5  # from this chance on a pixel belongs to the object
@@ -32,8 +33,23 @@ def instances_to_image(
 
 
 def _pasted(shapes: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks bool [n, *size] from shapes [n, h, w] in boxes [n, 4], one at a time: as numbers they take much memory."""
+    """Masks bool [n, *size]: pixels whose centre is solid in shapes [n, h, w] that are spread over boxes [n, 4].
+
+    torchvision's pasting would round a box to whole pixels and make it one longer, which small objects do not bear.
+    """
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
-    for i in range(len(boxes)):
-        masks[i] = paste_masks_in_image(shapes[i : i + 1, None], boxes[i : i + 1], size)[0, 0] > SOLID
+    for mask, shape, (left, top, right, bottom) in zip(masks, shapes, boxes.tolist(), strict=True):
+        rows, y = _centres(top, bottom)
+        columns, x = _centres(left, right)
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).to(shape)
+        # "border" extends the outermost places to the box's edge; zeros would round the corners of a full box.
+        chance = F.grid_sample(shape[None, None], grid[None], padding_mode="border", align_corners=False)
+        mask[rows, columns] = chance[0, 0] > SOLID
     return masks
+
+
+def _centres(start: float, end: float) -> tuple[slice, Tensor]:
+    """The pixels whose centre lies between two positions, and where it lies, from -1 at the first to 1 at the other."""
+    pixels = slice(math.ceil(start - 0.5), math.ceil(end - 0.5))
+    centres = torch.arange(pixels.start, pixels.stop, dtype=torch.float64) + 0.5
+    return pixels, (centres - start) / (end - start) * 2 - 1

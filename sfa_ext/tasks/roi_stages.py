@@ -91,8 +91,10 @@ class RoIStages(nn.Module):
         boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
         which = [m[keep] for m, keep in zip(matched, positive, strict=True)]
         logits = self.mask_predictor(self.mask_head(self.mask_pool(features, boxes, sizes)))
+        # torchvision takes a mask's pixels to stand at whole positions, ours fill the places from one to the next.
+        shifted = [b - 0.5 for b in boxes]
         mean = maskrcnn_loss(
-            logits.float(), boxes, [t["masks"] for t in targets], [t["labels"] for t in targets], which
+            logits.float(), shifted, [t["masks"] for t in targets], [t["labels"] for t in targets], which
         )
         return mean * ranks.relative(len(logits), logits)
 

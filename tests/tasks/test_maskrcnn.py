@@ -10,6 +10,7 @@ from torchvision.ops import box_iou
 
 from sfa_ext import data, tasks
 from sfa_ext.tasks.inference import predict
+from sfa_ext.tasks.instances import instances_to_image
 
 KINDS = {"fpn": {}, "bifpn": {"neck": "bifpn"}, "cascade": {"neck": "bifpn", "cascade": True}}
 QUICK = {"width": 32, "box_dim": 128, "roi_samples": 32}
@@ -164,4 +165,50 @@ def test_instances_come_back_at_the_images_own_size():
     assert found["boxes"][0].tolist() == [[0, 0, 100, 75]] and found["labels"][0].tolist() == [1]
     assert found["masks"][0].shape == (1, 150, 200) and "shapes" not in found
     mask = found["masks"][0][0]
-    assert mask[2:72, 2:97].all() and not mask[78:].any() and not mask[:, 104:].any()
+    assert mask[:75, :100].all() and not mask[75:].any() and not mask[:, 100:].any()
+
+
+def test_masks_are_pasted_between_the_borders_of_their_boxes():
+    """Pixels belong to a mask by their centre, in boxes of any fraction of a pixel, and in one without any centre."""
+    boxes = torch.tensor([[2.0, 1.0, 6.0, 4.0], [2.4, 1.6, 5.6, 3.4], [1.6, 1.6, 2.4, 2.4], [4.0, 2.0, 8.0, 6.0]])
+    shapes = torch.ones(4, 28, 28)
+    shapes[3, :, :14] = 0  # the left half is empty
+    found = {"boxes": [boxes], "labels": [torch.ones(4)], "scores": [torch.ones(4)], "shapes": [shapes]}
+    masks = instances_to_image(found, (8, 10), (8, 10))["masks"][0]
+    wanted = torch.zeros(4, 8, 10, dtype=torch.bool)
+    wanted[0, 1:4, 2:6] = wanted[1, 2:3, 2:6] = wanted[3, 2:6, 6:8] = True
+    assert torch.equal(masks, wanted)
+
+
+class Spy(torch.nn.Module):
+    """Stands for all of the mask branch: keeps the boxes it is asked about, and answers with logits of 0."""
+
+    def forward(self, features, boxes, sizes):
+        self.boxes = boxes
+        self.logits = torch.zeros(sum(map(len, boxes)), 9, 28, 28, requires_grad=True)
+        return self.logits
+
+
+def test_true_masks_survive_the_way_through_their_boxes():
+    """What the mask head is taught, pasted as what it finds is pasted, is the truth: nothing is lost but in learning.
+
+    Of logits 0 the loss's gradient tells what is taught: it is (1/2 - truth) / n.
+    """
+    batch, scenes = rooms(4, 96)
+    head = tasks.build("maskrcnn", {"size": "small"}, CHANNELS, scenes.class_names, scenes.object_classes)
+    targets = [head._target(batch, i, torch.device("cpu")) for i in range(4)]
+    head.roi.mask_pool, head.roi.mask_head, head.roi.mask_predictor = Spy(), torch.nn.Identity(), torch.nn.Identity()
+    features, images = head._features(TinyBackbone()(batch["image"]), (96, 96))
+    proposals = [t["boxes"] + torch.tensor([0.6, -0.4, 0.3, 0.7]) for t in targets]
+    head.roi.losses(features, proposals, images.image_sizes, targets)["mask"].backward()
+    boxes, logits = head.roi.mask_pool.boxes, head.roi.mask_pool.logits
+    taught = (0.5 - logits.grad * len(logits) * 28**2).split([len(b) for b in boxes])
+    ious = []
+    for found, shapes, target in zip(boxes, taught, targets, strict=True):
+        match = box_iou(found, target["boxes"]).argmax(1)
+        own = shapes[torch.arange(len(match)), target["labels"][match]]
+        fields = {"boxes": found, "labels": match, "scores": match, "shapes": own}
+        masks = instances_to_image({n: [v] for n, v in fields.items()}, (96, 96), (96, 96))["masks"][0]
+        truth = target["masks"][match].bool()
+        ious += ((masks & truth).flatten(1).sum(1) / (masks | truth).flatten(1).sum(1)).tolist()
+    assert len(ious) > 20 and sum(ious) / len(ious) > 0.97 and min(ious) > 0.8
