@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from sfa_ext.files import write_text
 
 from .timing import table
 
@@ -52,13 +51,21 @@ class Report:
         return report
 
     def save(self) -> None:
-        write_text(self.stem.with_suffix(".json"), json.dumps(self.data, indent=1) + "\n")
-        write_text(self.stem.with_suffix(".md"), render(self.data))
+        _write(self.stem.with_suffix(".json"), json.dumps(self.data, indent=1) + "\n")
+        _write(self.stem.with_suffix(".md"), render(self.data))
 
     def step(self, name: str, status: str, seconds: float, detail: str) -> None:
         self.data["steps"].append({"name": name, "status": status, "seconds": round(seconds, 1), "detail": detail})
         self.save()
         print(f"{name}: {status}, {seconds:.0f} s. {detail}", flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """In one piece, as sfa_ext.files writes; that cannot be imported before the build is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def render(data: Mapping[str, Any]) -> str:
