@@ -50,7 +50,7 @@ class Clock:
     def _on_gpu(self, call: Callable[[], object], repeats: int, host: float) -> list[float]:
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
         # The GPU sleeps until the host has launched everything, or launches would be timed in place of kernels.
-        cycles = int(min(host * 1.5 + 1e-4, 0.02) * 2e9)
+        cycles = int(min(host * 1.5 + 1e-4, 0.1) * 2e9)
         for begin, end in events:
             self._flush.zero_()
             torch.cuda._sleep(cycles)

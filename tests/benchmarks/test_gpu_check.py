@@ -68,6 +68,41 @@ def test_how_a_step_ends_is_written_down(tmp_path, command, seconds, good, statu
     assert step["seconds"] < 30
 
 
+def test_it_starts_before_anything_was_built():
+    code = "import sys, benchmarks.gpu_check; print('sfa_ext' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_program_that_this_machine_does_not_let_work_is_skipped_and_named(tmp_path):
+    report = Report(tmp_path / "card", {"device": "card"})
+    for said, good in (("Device not supported", True), ("Invalid __global__ read", False)):
+        step = gpu_check.Step("compute-sanitizer", ["sh", "-c", f"echo {said}; exit 1"], 1, unable="Device not support")
+        assert gpu_check.run(step, 50, report) is good
+    skipped, failed = json.loads((tmp_path / "card.json").read_text())["steps"]
+    assert (skipped["status"], skipped["detail"]) == ("skipped", "sh says: Device not support")
+    assert failed["status"] == "failed (1)"
+
+
+def test_the_build_says_whether_it_made_cuda_kernels():
+    step = gpu_check.Step("build", ["true"], 1)
+    said = "sfa_ext: CUDA kernels are not built: no nvcc was found"
+    assert gpu_check._summary(step, 0, f"warning\n{said}\n[9/9] linked\n") == said
+
+
+def test_the_sanitizer_sees_every_compiled_kernel():
+    """By the names of tests, which are there without a GPU too."""
+    (step,) = (step for step in gpu_check.steps(dry_run=False) if step.name == "compute-sanitizer")
+    pytest_options = step.command[step.command.index("-m") :]
+    command = [sys.executable, *pytest_options, "--collect-only", "-qq"]  # against one -v
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    chosen = [line for line in done.stdout.splitlines() if "::" in line]
+    files = {Path(line.partition("::")[0]).stem.removeprefix("test_") for line in chosen}
+    ops = {"accumulate_scores", "select_topk", "sparse_adamw", "swap_values"}
+    assert files == {"fused_adapter", "fused_adapter_norm", "cuda_plans", *ops}
+    assert 40 < len(chosen) < 100 and not any("triton" in line or "reference" in line for line in chosen)
+
+
 @pytest.mark.parametrize("cut_off", ["tests of the ops", "measuring"])
 def test_a_check_that_was_cut_off_has_not_succeeded(cut_off, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "_run", lambda step, seconds: (None if step.name == cut_off else 0, ""))
