@@ -29,6 +29,7 @@ NAMED_ARCHS = {
     "Hopper": "9.0+PTX",
     "Blackwell": "10.0;12.0+PTX",
 }
+OLDEST_NVCC = (12, 1)  # older ones allow a kernel 4 KB of arguments, see csrc/cuda/table.cuh
 V100_REMEDY = "nvcc 13 dropped sm_70 (V100): take a torch built for CUDA 12 and nvcc 12, see the README"
 
 
@@ -112,6 +113,11 @@ def _plan(torch: Path) -> CudaBuild:
         raise NotBuilt(
             f"{nvcc} is of CUDA {version[0]}.{version[1]} and this torch of CUDA {wanted}, which must have the same "
             f"major version; name another nvcc in CUDACXX or CUDA_HOME, or install a torch for CUDA {version[0]}"
+        )
+    if version < OLDEST_NVCC:
+        raise NotBuilt(
+            f"{nvcc} is of CUDA {version[0]}.{version[1]} and the kernels need "
+            f"{'.'.join(map(str, OLDEST_NVCC))} or newer; name another nvcc in CUDACXX or CUDA_HOME"
         )
     return CudaBuild(nvcc, toolkit_of(nvcc), version, _chosen_archs(nvcc))
 

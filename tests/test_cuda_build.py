@@ -20,14 +20,14 @@ KNOWN = {
 }
 
 
-def make_nvcc(folder: Path, major: int) -> Path:
+def make_nvcc(folder: Path, major: int, minor: int = 8) -> Path:
     """A script that answers what the build asks nvcc."""
     folder.mkdir(parents=True, exist_ok=True)
     nvcc = folder / "nvcc"
     nvcc.write_text(
         f"""#!/bin/sh
 case "$1" in
---version) echo "Cuda compilation tools, release {major}.8, V{major}.8.93" ;;
+--version) echo "Cuda compilation tools, release {major}.{minor}, V{major}.{minor}.93" ;;
 --list-gpu-code) for arch in {KNOWN[major]}; do echo $arch; done ;;
 --dryrun) echo '#$ TOP={folder.parent}' >&2 ;;
 esac
@@ -128,6 +128,11 @@ def without_nvcc(monkeypatch, torch):
     monkeypatch.setattr(cuda_toolkit, "site_folders", lambda: [])
 
 
+def with_an_early_nvcc(monkeypatch, torch):
+    (torch / "version.py").write_text("__version__ = '2.14.0'\ncuda: Optional[str] = '12.6'\n")
+    monkeypatch.setenv("CUDA_HOME", str(make_nvcc(torch / "cuda-12" / "bin", 12, 0).parent.parent))
+
+
 def with_unknown_arch(monkeypatch, torch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0;8.0")
 
@@ -137,6 +142,7 @@ def with_unknown_arch(monkeypatch, torch):
     [
         (without_cuda, "this torch is one without CUDA"),
         (with_other_major, "is of CUDA 13.8 and this torch of CUDA 12.8, which must have the same major version"),
+        (with_an_early_nvcc, "is of CUDA 12.0 and the kernels need 12.1 or newer; name another nvcc in CUDACXX"),
         (without_nvcc, "pip install 'cuda-toolkit[nvcc,cccl,cudart]==13.0.*'"),
         (with_unknown_arch, "cannot compile for 7.0 of TORCH_CUDA_ARCH_LIST='7.0;8.0' (nvcc 13 dropped sm_70"),
     ],

@@ -17,6 +17,7 @@ inline std::string explain(cudaError_t error) {
       return text +
              ". The CUDA kernels of sfa_ext were not built for this GPU: `sfa env` says for which they were; build "
              "sfa_ext on this machine, or with TORCH_CUDA_ARCH_LIST naming its compute capability";
+    case cudaErrorCallRequiresNewerDriver:
     case cudaErrorInsufficientDriver:
     case cudaErrorUnsupportedPtxVersion:
       return text +
@@ -28,7 +29,9 @@ inline std::string explain(cudaError_t error) {
 
 // Raises if `error` is one; `what` says during what.
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + explain(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch, which asks for it, would report this error as its own
+  throw std::runtime_error(std::string(what) + ": " + explain(error));
 }
 
 // Lets a kernel use as much dynamic shared memory as the device can give a block. The same for every launch: another

@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 Version = tuple[int, int]  # of CUDA, or a compute capability
+OLDEST_DRIVER = (12, 1)  # older ones take no more than 4 KB of arguments for a kernel, see csrc/cuda/table.cuh
 
 
 class Machine(NamedTuple):
@@ -85,8 +86,12 @@ def obstacle(torch_cuda: str | None, archs: tuple[str, ...], compiler: str) -> s
     driver, gpus = machine()
     major, minor = re.search(r"(\d+)\.(\d+)", compiler).groups()
     built = int(major), int(minor)
-    if driver is not None and driver[0] < built[0]:
-        return f"they are built with {compiler}, and this machine's driver knows CUDA up to {_dotted(driver)}"
+    needed = max((built[0], 0), OLDEST_DRIVER)
+    if driver is not None and driver < needed:
+        return (
+            f"they are built with {compiler} for drivers that know CUDA {_dotted(needed)}, and this machine's driver "
+            f"knows CUDA up to {_dotted(driver)}"
+        )
     takes_ptx = driver is None or driver >= built
     missing = [capability for capability in gpus if not has_image(archs, capability, takes_ptx)]
     if not missing:

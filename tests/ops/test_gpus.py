@@ -66,12 +66,13 @@ def driver_of_h100_and_v100(tmp_path_factory) -> Path:
         (13000, ("8.0", "9.0+PTX"), "nvcc 13.0.88", r"built for compute capability 8.0, 9.0\+PTX, .* has a GPU of 7.0"),
         (12060, ("7.0", "9.0"), "nvcc 12.9.86", None),
         (13000, ("7.0", "9.0"), "nvcc 12.9.86", None),
-        (12080, ("7.5", "9.0"), "nvcc 13.0.88", "built with nvcc 13.0.88, and .* driver knows CUDA up to 12.8"),
+        (12080, ("7.5", "9.0"), "nvcc 13.0.88", "nvcc 13.0.88 for drivers that know CUDA 13.0, .* up to 12.8"),
+        (12000, ("7.0", "9.0"), "nvcc 12.9.86", "nvcc 12.9.86 for drivers that know CUDA 12.1, .* up to 12.0"),
         (12080, ("7.0+PTX",), "nvcc 12.9.86", "GPU of 9.0 they are PTX of nvcc 12.9.86, and .* CUDA up to 12.8"),
         (12090, ("7.0+PTX",), "nvcc 12.9.86", None),
         (0, ("7.0+PTX",), "nvcc 12.9.86", None),
     ],
-    ids=["gpu", "same major", "newer", "driver", "PTX", "PTX that is known", "silent driver"],
+    ids=["gpu", "same major", "newer", "driver", "long arguments", "PTX", "PTX that is known", "silent driver"],
 )
 def test_an_obstacle_says_what_is_missing(driver, archs, compiler, obstacle, driver_of_h100_and_v100):
     code = f"from sfa_ext.ops import gpus; print(gpus.obstacle('13.0', {archs}, '{compiler}'))"
