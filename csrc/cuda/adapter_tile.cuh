@@ -225,6 +225,7 @@ class AdapterTile {
         first = relu(first + bias.x);
         second = relu(second + bias.y);
       }
+      if (column >= args_.hidden) first = second = 0;  // infinity times a weight that is not there made them NaN
       store_pair<T>(pair_at<T>(hidden_panel(column / kColumns), row, column % kColumns), first, second);
       if (inside && args_.hidden_out != nullptr)
         store_pair<T>(args_.hidden_out + (first_row() + row) * args_.hidden_step + column, first, second);

@@ -140,6 +140,36 @@ void backward(const Case& c, bool load_mask) {
   }
 }
 
+// Infinity in a row of x of which every hidden number dies: the rest of its result is finite, as in eager.
+template <class Math>
+void infinity(const Case& c) {
+  using T = typename Math::Number;
+  std::mt19937 random(4);
+  const auto [rows, width, hidden, device, bound] = c;
+  Buffer<T> x(rows * width), w_down(hidden * width), w_up(width * hidden), out(rows * width);
+  draw(x, random, 1);
+  draw(w_down, random, 1 / std::sqrt(width));
+  draw(w_up, random, 1 / std::sqrt(hidden));
+  x[0] = from_float<T>(std::numeric_limits<float>::infinity());
+  for (int64_t j = 0; j < hidden; ++j) w_down[j * width] = from_float<T>(-1.0f);
+  const auto plan = plan_adapter<T>(device, rows, width, hidden, false, false);
+  expect(plan.has_value(), "there is a plan");
+  if (!plan) return;
+  emulator::order = {};
+  AdapterArgs<T> args{};
+  args.rows = rows;
+  args.width = static_cast<int>(width);
+  args.hidden = static_cast<int>(hidden);
+  args.x = x.data();
+  args.w_down = w_down.data();
+  args.w_up = w_up.data();
+  args.out = out.data();
+  launch_adapter<Math>(*plan, args, nullptr);
+  bool same = true;
+  for (int64_t j = 0; j < width; ++j) same = same && to_float(out[j]) == to_float(x[j]);
+  expect(same, "a row whose hidden numbers all die of infinity is left as it is");
+}
+
 // Arguments of the program: rows, D, d, bytes of shared memory that a block may have, processors.
 inline Case read_case(int count, char** arguments, double bound) {
   if (count != 6) emulator::fail("wants rows, D, d, bytes of shared memory and processors");
@@ -153,6 +183,7 @@ int test_adapter(const Case& c) {
   forward<Math>(c, false);
   backward<Math>(c, false);
   backward<Math>(c, true);
+  infinity<Math>(c);
   return exit_status();
 }
 

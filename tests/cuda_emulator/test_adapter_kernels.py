@@ -77,6 +77,10 @@ FAULTS = {  # fault: program, generation, case, (file, old text, new text)
         (PANEL, "n / 2 * 16 + lane / 8 % 2 * 8", "n / 2 * 16 + lane / 4 % 2 * 8"),
     ),
     "no relu": ("adapter_half", 800, X_STAYS, (TILE, "return v < 0 ? 0 : v;", "return v;")),
+    "what is not there counts": (
+        *("adapter_half", 800, X_STAYS),
+        (TILE, "if (column >= args_.hidden) first = second = 0;", ""),
+    ),
     "no mask": ("adapter_half", 800, X_STAYS, (TILE, "(hidden <= 0 ? 0u : 1u)", "(hidden <= 0 ? 1u : 1u)")),
     "panels overlap": (
         *("adapter_half", 800, X_STAYS),
