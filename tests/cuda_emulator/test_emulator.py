@@ -47,3 +47,8 @@ def test_an_injected_fault_is_noticed(fault: str) -> None:
 def test_the_emulator_reports(name: str, message: str) -> None:
     done = harness.run(harness.build("self_test"), name)
     assert done.returncode == 3 and message in done.stderr
+
+
+@pytest.mark.parametrize("name", ["m16n8k16.f16", "m16n8k16.bf16", "m16n8k8.tf32", "m16n8k8.f16", "m8n8k4.f16"])
+def test_matrix_instructions_hold_their_numbers_where_the_ptx_manual_says(name: str) -> None:
+    harness.expect_pass(harness.build("fragments"), name)
