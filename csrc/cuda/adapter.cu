@@ -82,6 +82,13 @@ bool backward(const AdapterSizes& sizes, const Tensor& grad_rows, const Tensor& 
   });
 }
 
+// What torch computes where no kernel serves. Its products choose the order of their sums by strides and alignment too;
+// a result shall depend on numbers and sizes alone.
+std::tuple<Tensor, Tensor> by_torch(const Tensor& x, const Tensor& w_down, const std::optional<Tensor>& b_down,
+                                    const Tensor& w_up, const std::optional<Tensor>& b_up) {
+  return torch_adapter(ready(x), ready(w_down), ready(b_down), ready(w_up), ready(b_up));
+}
+
 // a^T b over the rows
 Tensor outer(const Tensor& a, const Tensor& b) {
   return torch::stable::contiguous(torch::stable::matmul(torch::stable::transpose(a, 0, 1), b));
@@ -102,7 +109,7 @@ Tensor fused_adapter(const Tensor& x,                      // [..., D]
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
   const Tensor out = new_empty(x, x.sizes());
   if (forward(sizes, x, w_down, b_down, w_up, b_up, out, std::nullopt)) return out;
-  return std::get<0>(torch_adapter(x, w_down, b_down, w_up, b_up));
+  return std::get<0>(by_torch(x, w_down, b_down, w_up, b_up));
 }
 
 std::tuple<Tensor, Tensor> fused_adapter_keep(const Tensor& x, const Tensor& w_down,
@@ -111,20 +118,25 @@ std::tuple<Tensor, Tensor> fused_adapter_keep(const Tensor& x, const Tensor& w_d
   const AdapterSizes sizes = check_adapter(x, w_down, b_down, w_up, b_up);
   const Tensor out = new_empty(x, x.sizes()), hidden = new_hidden(x, sizes);
   if (forward(sizes, x, w_down, b_down, w_up, b_up, out, hidden)) return {out, hidden};
-  return torch_adapter(x, w_down, b_down, w_up, b_up);
+  return by_torch(x, w_down, b_down, w_up, b_up);
 }
 
 // What output_mask leaves out is an empty tensor.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
-    const Tensor& grad_out,                 // [..., D]
-    const Tensor& x,                        // [..., D]
-    const Tensor& w_down,                   // [d, D]
-    const std::optional<Tensor>& b_down,    // [d]
-    const Tensor& w_up,                     // [D, d]
-    std::vector<bool> output_mask,          // x, w_down, b_down, w_up, b_up
-    const std::optional<Tensor>& hidden) {  // [..., d], what fused_adapter_keep kept
-  const AdapterSizes sizes = check_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden);
-  const auto by_torch = [&] { return torch_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden); };
+    const Tensor& given_grad_out,                 // [..., D]
+    const Tensor& given_x,                        // [..., D]
+    const Tensor& w_down,                         // [d, D]
+    const std::optional<Tensor>& b_down,          // [d]
+    const Tensor& w_up,                           // [D, d]
+    std::vector<bool> output_mask,                // x, w_down, b_down, w_up, b_up
+    const std::optional<Tensor>& given_hidden) {  // [..., d], what fused_adapter_keep kept
+  const AdapterSizes sizes =
+      check_adapter_backward(given_grad_out, given_x, w_down, b_down, w_up, output_mask, given_hidden);
+  const Tensor grad_out = ready(given_grad_out), x = ready(given_x);
+  const std::optional<Tensor> hidden = ready(given_hidden);
+  const auto by_torch = [&] {
+    return torch_adapter_backward(grad_out, x, ready(w_down), ready(b_down), ready(w_up), output_mask, hidden);
+  };
   if (sizes.rows == 0) return by_torch();
 
   const auto [rows, width, d] = sizes;
@@ -135,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
   const std::optional<Tensor> grad_x = rows_if(output_mask[0], width),
                               grad_hidden = rows_if(output_mask[1] || output_mask[2], d),
                               activation = rows_if(output_mask[3] && !hidden, d);
-  const Tensor grad_rows = as_rows(ready(grad_out), width);
+  const Tensor grad_rows = as_rows(grad_out, width);
   bool served = true;
   if (grad_x || grad_hidden)
     served = backward(sizes, grad_rows, x, w_down, b_down, w_up, hidden, grad_x, grad_hidden, activation);

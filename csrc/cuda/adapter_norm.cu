@@ -68,6 +68,12 @@ bool forward(const AdapterSizes& sizes, const NormTensors& in, const Tensor& res
   });
 }
 
+// See by_torch in adapter.cu.
+Tensor norm_by_torch(const Tensor& residual, const Tensor& y, const Tensor& norm_weight, const Tensor& norm_bias,
+                     double eps) {
+  return torch_norm(ready(residual), y, ready(norm_weight), ready(norm_bias), eps);
+}
+
 template <class T>
 void sum_to(const Tensor& parts, int64_t tiles, int64_t width, int which, const Tensor& out, cudaStream_t stream) {
   launch_sum_parts(numbers<float>(parts) + which * width, tiles, 2 * width, static_cast<int>(width),
@@ -97,7 +103,7 @@ Tensor fused_adapter_norm(const Tensor& residual,  // [..., D], float32 where th
   const Tensor out = new_empty(residual, residual.sizes());
   if (forward(sizes, {x, w_down, b_down, w_up, b_up, norm_weight}, residual, norm_bias, eps, out, std::nullopt))
     return out;
-  return torch_norm(residual, fused_adapter(x, w_down, b_down, w_up, b_up), norm_weight, norm_bias, eps);
+  return norm_by_torch(residual, fused_adapter(x, w_down, b_down, w_up, b_up), norm_weight, norm_bias, eps);
 }
 
 std::tuple<Tensor, Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residual, const Tensor& x,
@@ -113,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> fused_adapter_norm_keep(const Tensor& residua
       return {out, hidden, nothing};
   }
   const auto [adapted, hidden] = fused_adapter_keep(x, w_down, b_down, w_up, b_up);
-  const Tensor out = torch_norm(residual, adapted, norm_weight, norm_bias, eps);
+  const Tensor out = norm_by_torch(residual, adapted, norm_weight, norm_bias, eps);
   return {out, hidden, keep_adapted ? adapted : nothing};
 }
 
@@ -133,8 +139,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   const AdapterSizes sizes = check_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps,
                                                          output_mask, hidden, adapted);
   const auto by_torch = [&] {
-    return torch_adapter_norm_backward(grad_out, x, w_down, b_down, w_up, b_up, norm_weight, eps, output_mask, hidden,
-                                       adapted);
+    return torch_adapter_norm_backward(ready(grad_out), ready(x), ready(w_down), ready(b_down), ready(w_up),
+                                       ready(b_up), ready(norm_weight), eps, output_mask, ready(hidden),
+                                       ready(adapted));
   };
   if (sizes.rows == 0) return by_torch();
 
