@@ -28,6 +28,10 @@ def state(device: str) -> list:
 def test_replayed_steps_equal_steps_one_by_one():
     captured, single = state("cuda"), state("cpu")
     scores, summed = torch.zeros(700, device="cuda"), torch.zeros(700)
+    # Kernels are loaded when first called, which drivers before CUDA 12.3 do not do during a capture.
+    torch.ops.sfa.sparse_adamw_(*state("cuda"), *SETTINGS)
+    torch.ops.sfa.accumulate_scores_([scores.clone()], [captured[1][0]], "squared")
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         torch.ops.sfa.sparse_adamw_(*captured, *SETTINGS)

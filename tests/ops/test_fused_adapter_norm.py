@@ -7,6 +7,7 @@ import torch
 from adapter_math import (
     BOUND,
     DTYPES,
+    ODD_AND_SERVED,
     SIZES,
     adapter_norm,
     assert_accurate,
@@ -52,9 +53,10 @@ def test_norm_of_a_large_constant_row_stays_exact(device):
     assert error(fused_adapter_norm(*args), adapter_norm(*in_double(args))) < 1e-2
 
 
+@pytest.mark.parametrize("size", ODD_AND_SERVED, ids=size_name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_strided_and_unaligned_inputs(dtype, device):
-    args = draw_norm((37, 50, 20), dtype, device)
+def test_strided_and_unaligned_inputs(dtype, size, device):
+    args = draw_norm(size, dtype, device)
     expected = fused_adapter_norm(*args)
     strided = [a.t().contiguous().t() if isinstance(a, torch.Tensor) and a.dim() == 2 else a for a in args]
     assert torch.equal(fused_adapter_norm(*strided), expected)
@@ -85,18 +87,20 @@ def test_same_bits_for_any_number_of_threads(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=dtype_name)
+@pytest.mark.parametrize("size", [(9, 35, 7), (9, 40, 8)], ids=size_name)
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_infinity_and_nan_spread_as_in_eager(value, dtype, device):
+def test_infinity_and_nan_spread_as_in_eager(value, size, dtype, device):
     for where in (0, 1, 2, 6, 7):  # residual, x, w_down, norm_weight, norm_bias
-        args = draw_norm((9, 35, 7), dtype, device)
+        args = draw_norm(size, dtype, device)
         args[where].view(-1)[11] = value
         got, eager = fused_adapter_norm(*args), adapter_norm(*args)
         assert torch.equal(got.isnan(), eager.isnan()) and torch.equal(got.isinf(), eager.isinf())
 
 
 @pytest.mark.parametrize("wanted", range(7), ids=["x", "w_down", "b_down", "w_up", "b_up", "norm_weight", "norm_bias"])
-def test_backward_computes_only_what_is_asked(wanted, device):
-    residual, *args, _, eps = draw_norm((50, 20, 9), torch.float32, device)
+@pytest.mark.parametrize("size", ODD_AND_SERVED, ids=size_name)
+def test_backward_computes_only_what_is_asked(size, wanted, device):
+    residual, *args, _, eps = draw_norm(size, torch.float32, device)
     every = fused_adapter_norm_backward(residual, *args, eps, [True] * 7)
     only = fused_adapter_norm_backward(residual, *args, eps, [i == wanted for i in range(7)])
     for i, (got, full) in enumerate(zip(only, every, strict=True)):
