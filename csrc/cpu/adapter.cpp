@@ -41,18 +41,32 @@ Buffer pack(const AdapterKernels& k, decltype(AdapterKernels::pack_plain) functi
   return packed;
 }
 
+// Whether it takes less time to pack the rows instead of the weights. Results have the same bits either way, so the
+// number of threads may decide. Times are counted in rows that one thread multiplies with all weights.
+bool few(const AdapterKernels& k, const AdapterSizes& sizes) {
+  constexpr int64_t kPack = 24;  // packing a matrix takes as long as multiplying so many rows (measured: 20 to 25)
+  if (!k.takes_few(sizes.width, sizes.hidden)) return false;
+  const int64_t threads = torch::stable::get_num_threads();
+  const auto slowest = [&](int64_t tile) { return (sizes.rows + threads * tile - 1) / (threads * tile) * tile; };
+  const int64_t packing_rows = slowest(k.panel) + slowest(k.panel) * kPack / std::max<int64_t>(1, sizes.hidden);
+  return packing_rows <= slowest(k.tile_rows) + kPack / threads;
+}
+
 void run(AdapterForward args, const AdapterSizes& sizes, const AdapterKernels& k, AdapterKernels::Forward* kernel,
          const Tensor& w_down, const std::optional<Tensor>& b_down, const Tensor& w_up,
          const std::optional<Tensor>& b_up) {
-  const Buffer down = pack_transposed(k, w_down), up = pack_transposed(k, w_up);
+  const Tensor down_rows = contiguous(w_down), up_rows = contiguous(w_up);
+  args.few = few(k, sizes);
+  const Buffer down = args.few ? Buffer() : pack_transposed(k, down_rows),
+               up = args.few ? Buffer() : pack_transposed(k, up_rows);
   const Buffer bias_down = widened(k, b_down, sizes.hidden), bias_up = widened(k, b_up, sizes.width);
   args.width = sizes.width;
   args.hidden = sizes.hidden;
-  args.down = down.data();
-  args.up = up.data();
+  args.down = args.few ? down_rows.const_data_ptr() : down.data();
+  args.up = args.few ? up_rows.const_data_ptr() : up.data();
   args.bias_down = bias_down.data();
   args.bias_up = bias_up.data();
-  for_rows(k, sizes, [&](int64_t begin, int64_t end, void* scratch) { kernel(args, begin, end, scratch); });
+  for_rows(k, sizes, args.few, [&](int64_t begin, int64_t end, void* scratch) { kernel(args, begin, end, scratch); });
 }
 
 }  // namespace

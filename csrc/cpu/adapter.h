@@ -28,15 +28,16 @@ Buffer pack_plain(const AdapterKernels& k, const Tensor& w);       // w [depth, 
 // acc [n], padded with zeros to whole panels; all zeros where there is no tensor.
 Buffer widened(const AdapterKernels& k, const std::optional<Tensor>& v, int64_t n);
 
-// f(first row, last row, scratch) over all rows, cut at whole tiles, so that no bit depends on the number of threads.
+// f(first row, last row, scratch) over all rows, cut at whole tiles (with `few` at whole panels), so that no bit
+// depends on the number of threads.
 template <class F>
-void for_rows(const AdapterKernels& k, const AdapterSizes& sizes, const F& f) {
+void for_rows(const AdapterKernels& k, const AdapterSizes& sizes, bool few, const F& f) {
   constexpr int64_t kProducts = 1 << 18;  // too few for a second thread
-  const int64_t tiles = (sizes.rows + k.tile_rows - 1) / k.tile_rows;
-  const int64_t products = std::max<int64_t>(1, k.tile_rows * sizes.width * sizes.hidden);
+  const int64_t tile = few ? k.panel : k.tile_rows, tiles = (sizes.rows + tile - 1) / tile;
+  const int64_t products = std::max<int64_t>(1, tile * sizes.width * sizes.hidden);
   torch::stable::parallel_for(0, tiles, std::max<int64_t>(1, kProducts / products), [&](int64_t begin, int64_t end) {
-    const Buffer scratch(k.row_scratch(sizes.width, sizes.hidden));
-    f(begin * k.tile_rows, std::min(end * k.tile_rows, sizes.rows), scratch.data());
+    const Buffer scratch(k.row_scratch(sizes.width, sizes.hidden, few));
+    f(begin * tile, std::min(end * tile, sizes.rows), scratch.data());
   });
 }
 

@@ -126,7 +126,7 @@ void run(AdapterBackward args, AdapterKernels::Backward* kernel, const AdapterKe
     args.activation = activation.data();
     args.grad_hidden = grad_hidden.data();
     args.grad_x = wanted.x ? out.x.mutable_data_ptr() : nullptr;
-    for_rows(k, sizes, [&](int64_t begin, int64_t end, void* scratch) { kernel(args, begin, end, scratch); });
+    for_rows(k, sizes, false, [&](int64_t begin, int64_t end, void* scratch) { kernel(args, begin, end, scratch); });
   }
   const void* grad = norm ? args.grad_sum : args.grad_out;
   if (wanted.w_down) outer(k, grad_hidden.data(), args.x, rows, out.w_down);

@@ -83,6 +83,13 @@ struct Tile {
     ((sum[kRow][0] = first, sum[kRow][1] = second), ...);
   }
 
+  // Every number of row r becomes v[r].
+  SFA_INLINE void fill_rows(const Acc* v) { fill_rows(v, Rows{}); }
+  template <int... kRow>
+  SFA_INLINE void fill_rows(const Acc* v, Indices<kRow...>) {
+    ((sum[kRow][0] = broadcast(v[kRow]), sum[kRow][1] = sum[kRow][0]), ...);
+  }
+
   // sum[r] += a(r, k) * b(k) for k < depth words; a(r, k) is at a + r * row_step + k * depth_step.
   SFA_INLINE void multiply(const Word* a, int64_t row_step, int64_t depth_step, const Word* b, int64_t depth) {
 #pragma GCC unroll 4

@@ -1,6 +1,6 @@
 // What adapter.cpp asks of an instruction set: one table of functions per set and number type T. "acc" is the type of
-// sums: double for double, else float. Row ranges may be cut anywhere that is a multiple of tile_rows without changing
-// a bit of the result.
+// sums: double for double, else float. Row ranges may be cut anywhere that is a multiple of tile_rows, and with `few`
+// of panel, without changing a bit of the result.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,7 @@ namespace sfa::cpu {
 struct AdapterForward {
   int64_t width, hidden;    // D, d
   const void* x;            // T [rows, D]
+  bool few;                 // w_down and w_up come as they are, T [d, D] and [D, d]
   const void* down;         // packed w_down^T
   const void* up;           // packed w_up^T
   const void* bias_down;    // acc [d], padded to whole panels
@@ -68,7 +69,8 @@ struct AdapterKernels {
   // residual, and with it float out and grad_out.
   using Forward = void(const AdapterForward& args, int64_t begin, int64_t end, void* scratch);
   using Backward = void(const AdapterBackward& args, int64_t begin, int64_t end, void* scratch);
-  int64_t (*row_scratch)(int64_t width, int64_t hidden);
+  bool (*takes_few)(int64_t width, int64_t hidden);  // whether the forward knows `few` for weights of this type
+  int64_t (*row_scratch)(int64_t width, int64_t hidden, bool few);
   Forward *forward, *forward_norm, *forward_norm_float;
   Backward *backward, *backward_norm, *backward_norm_float;
   int64_t (*outer_scratch)();

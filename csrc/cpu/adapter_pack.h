@@ -44,9 +44,10 @@ SFA_INLINE Vec<typename Product<T>::Word> column_words(const T* row0, [[maybe_un
   }
 }
 
-// Panels [first, last) of w^T, where w is [n, k] with rows of k numbers: columns are rows of w.
+// Panels [first, last) of w^T, where w is [n, k] with rows `stride` apart: columns are rows of w.
 template <class T>
-void pack_transposed(const T* w, int64_t n, int64_t k, int64_t first, int64_t last, typename Product<T>::Word* out) {
+void pack_transposed(const T* w, int64_t n, int64_t k, int64_t stride, int64_t first, int64_t last,
+                     typename Product<T>::Word* out) {
   using Word = typename Product<T>::Word;
   constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord;
   const int64_t depth = words<T>(k);
@@ -56,7 +57,7 @@ void pack_transposed(const T* w, int64_t n, int64_t k, int64_t first, int64_t la
       Vec<Word> rows[kL];
 #pragma GCC unroll 16
       for (int i = 0; i < kL; ++i)
-        rows[i] = column + i < n ? row_words<T>(w + (column + i) * k + word * kPer, k - word * kPer) : Vec<Word>{};
+        rows[i] = column + i < n ? row_words<T>(w + (column + i) * stride + word * kPer, k - word * kPer) : Vec<Word>{};
       transpose<1>(rows);
       if (word + kL <= depth) {
 #pragma GCC unroll 16
@@ -86,11 +87,13 @@ SFA_INLINE void pack_groups(const T* w, int64_t k, int64_t n, int64_t stride, ty
 // Panels [first, last) of w, which is [k, n].
 template <class T>
 void pack_plain(const T* w, int64_t k, int64_t n, int64_t first, int64_t last, typename Product<T>::Word* out) {
+  constexpr int64_t kPanels = 8;  // at a time: one alone would fetch rows line by line, all of them write too far apart
   const int64_t group = kPanel<T> * words<T>(k);
-  for (int64_t panel = first; panel < last; ++panel) {
-    const int64_t column = panel * kPanel<T>, left = n - column;
-    if (left < kPanel<T>) __builtin_memset(out + panel * group, 0, group * sizeof(*out));
-    pack_groups<T, kPanel<T>>(w + column, k, left < kPanel<T> ? left : kPanel<T>, n, out + panel * group, group);
+  if (last * kPanel<T> > n) __builtin_memset(out + (last - 1) * group, 0, group * sizeof(*out));
+  for (int64_t panel = first; panel < last; panel += kPanels) {
+    const int64_t end = panel + kPanels < last ? panel + kPanels : last, column = panel * kPanel<T>;
+    const int64_t columns = end * kPanel<T> < n ? end * kPanel<T> - column : n - column;
+    pack_groups<T, kPanel<T>>(w + column, k, columns, n, out + panel * group, group);
   }
 }
 

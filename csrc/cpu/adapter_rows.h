@@ -2,6 +2,7 @@
 // memory once, the hidden numbers never leave the core, and a panel of weights is read once per block.
 #pragma once
 
+#include "adapter_few.h"
 #include "adapter_kernels.h"
 #include "adapter_norm.h"
 #include "adapter_product.h"
@@ -20,27 +21,32 @@ struct Block {
   using Word = typename Product<T>::Word;
 
   int64_t width, d;            // D, d
+  bool few;                    // the weights are not packed
   int64_t step;                // rows of a block
   int64_t row, rows, next;     // first row, rows here, rows of the block that follows
   Word* staged;                // [step, D] where the numbers are not stored as words
   Elem *hidden, *grad_hidden;  // [step, padded d]
   Acc* sums;                   // [step, padded D]
+  FewScratch<T> few_scratch;
 
-  static int64_t most_rows(int64_t width) {
+  static int64_t most_rows(int64_t width, bool few) {
+    if (few) return kFewRows;
     const int64_t tiles = kBlockBytes / (kTileRows * (width + 1) * static_cast<int64_t>(sizeof(Elem)));
     return kTileRows * (tiles < 1 ? 1 : (tiles > kBlockTiles ? kBlockTiles : tiles));
   }
-  static int64_t scratch_bytes(int64_t width, int64_t d) {
-    return most_rows(width) * static_cast<int64_t>(staged_step<T>(width) * sizeof(Word) +
-                                                   2 * padded<T>(d) * sizeof(Elem) + padded<T>(width) * sizeof(Acc));
+  static int64_t scratch_bytes(int64_t width, int64_t d, bool few) {
+    const int64_t row = static_cast<int64_t>(staged_step<T>(width) * sizeof(Word) + 2 * padded<T>(d) * sizeof(Elem) +
+                                             padded<T>(width) * sizeof(Acc));
+    return most_rows(width, few) * row + (few ? FewScratch<T>::bytes(width > d ? width : d) : 0);
   }
 
-  Block(int64_t width, int64_t d, void* scratch)
-      : width(width), d(d), step(most_rows(width)), row(0), rows(0), next(0) {
+  Block(int64_t width, int64_t d, void* scratch, bool few = false)
+      : width(width), d(d), few(few), step(most_rows(width, few)), row(0), rows(0), next(0), few_scratch(nullptr) {
     staged = static_cast<Word*>(scratch);
     hidden = reinterpret_cast<Elem*>(staged + step * staged_step<T>(width));
     grad_hidden = hidden + step * padded<T>(d);
     sums = reinterpret_cast<Acc*>(grad_hidden + step * padded<T>(d));
+    if (few) few_scratch = FewScratch<T>(sums + step * padded<T>(width));
   }
   void move_to(int64_t first, int64_t end) {
     row = first;
@@ -64,13 +70,14 @@ __attribute__((noinline)) void to_hidden(const Block<T>& b, const T* x, const vo
   const auto ahead = [&](int64_t r, int64_t c, int count) SFA_INLINE_LAMBDA {
     if (r + count <= b.next) prefetch_share(x + (b.rows + r) * b.width, b.width, c, b.d, count);
   };
-  const Operand<T> a(x, b.rows, b.width, b.staged);
-  product<T, true>(a, b.rows, down, b.width, b.d, bias, ahead,
-                   [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
-                     const V h = v < 0 ? V{} : v;  // NaN stays NaN
-                     store(b.hidden + r * stride + c, h);
-                     if (copy != nullptr) store_count(copy + r * b.d + c, h, count);
-                   });
+  const auto emit = [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+    const V h = v < 0 ? V{} : v;  // NaN stays NaN
+    store(b.hidden + r * stride + c, h);
+    if (copy != nullptr) store_count(copy + r * b.d + c, h, count);
+  };
+  if constexpr (kStoredAsWords<T>)
+    if (b.few) return product_of_few<T, true>(x, b.rows, b.width, down, b.width, b.d, bias, b.few_scratch, emit);
+  product<T, true>(Operand<T>(x, b.rows, b.width, b.staged), b.rows, down, b.width, b.d, bias, ahead, emit);
   clear_edge<T>(b.hidden, b.rows, b.d);
 }
 
@@ -91,11 +98,14 @@ __attribute__((noinline)) void from_hidden(const Block<T>& b, const typename Pro
   using V = Vec<typename Product<T>::Acc>;
   const auto ahead = [&](int64_t r, int64_t c, int count)
                          SFA_INLINE_LAMBDA { prefetch_tile(out + r * b.width + c, b.width, count); };
-  product<T, kBias>(Operand<T>(hidden, padded<T>(b.d)), b.rows, w, b.d, b.width, bias, ahead,
-                    [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
-                      const int64_t at = r * b.width + c;
-                      store_count(out + at, v + load_count(x + at, count), count);
-                    });
+  const auto emit = [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+    const int64_t at = r * b.width + c;
+    store_count(out + at, v + load_count(x + at, count), count);
+  };
+  if constexpr (kStoredAsWords<T>)
+    if (b.few)
+      return product_of_few<T, kBias>(hidden, b.rows, padded<T>(b.d), w, b.d, b.width, bias, b.few_scratch, emit);
+  product<T, kBias>(Operand<T>(hidden, padded<T>(b.d)), b.rows, w, b.d, b.width, bias, ahead, emit);
 }
 
 // sums = hidden w_up^T + b_up + x: what the norm works on, not yet rounded to T; also to `copy` [rows, D] if there is
@@ -103,13 +113,16 @@ __attribute__((noinline)) void from_hidden(const Block<T>& b, const typename Pro
 template <class T>
 __attribute__((noinline)) void to_sums(const Block<T>& b, const void* up, const void* bias, const T* x, T* copy) {
   using V = Vec<typename Product<T>::Acc>;
-  product<T, true>(Operand<T>(b.hidden, padded<T>(b.d)), b.rows, up, b.d, b.width, bias, no_prefetch,
-                   [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
-                     const int64_t at = r * b.width + c;
-                     const V sum = v + load_count(x + at, count);
-                     store(b.sums + r * padded<T>(b.width) + c, sum);
-                     if (copy != nullptr) store_count(copy + at, sum, count);
-                   });
+  const auto emit = [&](V v, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+    const int64_t at = r * b.width + c;
+    const V sum = v + load_count(x + at, count);
+    store(b.sums + r * padded<T>(b.width) + c, sum);
+    if (copy != nullptr) store_count(copy + at, sum, count);
+  };
+  if constexpr (kStoredAsWords<T>)
+    if (b.few)
+      return product_of_few<T, true>(b.hidden, b.rows, padded<T>(b.d), up, b.d, b.width, bias, b.few_scratch, emit);
+  product<T, true>(Operand<T>(b.hidden, padded<T>(b.d)), b.rows, up, b.d, b.width, bias, no_prefetch, emit);
 }
 
 // grad_hidden = grad w_up where hidden is positive; also to `copy` [rows, d] if there is one
@@ -140,7 +153,7 @@ SFA_INLINE T* rows_of(void* all, const Block<T>& b, int64_t columns) {
 // out = x + relu(x w_down^T + b_down) w_up^T + b_up
 template <class T>
 void forward(const AdapterForward& p, int64_t begin, int64_t end, void* scratch) {
-  Block<T> b(p.width, p.hidden, scratch);
+  Block<T> b(p.width, p.hidden, scratch, p.few);
   for (b.move_to(begin, end); b.rows > 0; b.move_to(b.row + b.rows, end)) {
     const T* x = static_cast<const T*>(p.x) + b.row * p.width;
     to_hidden<T>(b, x, p.down, p.bias_down, rows_of<T>(p.activation, b, b.d));
@@ -151,7 +164,7 @@ void forward(const AdapterForward& p, int64_t begin, int64_t end, void* scratch)
 // out = residual + LayerNorm of that; R is the type of the residual and of out
 template <class T, class R>
 void forward_norm(const AdapterForward& p, int64_t begin, int64_t end, void* scratch) {
-  Block<T> b(p.width, p.hidden, scratch);
+  Block<T> b(p.width, p.hidden, scratch, p.few);
   for (b.move_to(begin, end); b.rows > 0; b.move_to(b.row + b.rows, end)) {
     const T* x = static_cast<const T*>(p.x) + b.row * p.width;
     to_hidden<T>(b, x, p.down, p.bias_down, rows_of<T>(p.activation, b, b.d));

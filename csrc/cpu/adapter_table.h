@@ -21,12 +21,13 @@ constexpr AdapterKernels make_kernels() {
       .packed_bytes = [](int64_t n, int64_t k) -> int64_t { return padded<T>(n) * words<T>(k) * sizeof(Word); },
       .pack_transposed =
           [](const void* w, int64_t n, int64_t k, int64_t first, int64_t last, void* out) {
-            pack_transposed<T>(static_cast<const T*>(w), n, k, first, last, static_cast<Word*>(out));
+            pack_transposed<T>(static_cast<const T*>(w), n, k, k, first, last, static_cast<Word*>(out));
           },
       .pack_plain =
           [](const void* w, int64_t n, int64_t k, int64_t first, int64_t last, void* out) {
             pack_plain<T>(static_cast<const T*>(w), k, n, first, last, static_cast<Word*>(out));
           },
+      .takes_few = [](int64_t width, int64_t hidden) { return takes_few<T>(width) && takes_few<T>(hidden); },
       .row_scratch = Block<T>::scratch_bytes,
       .forward = forward<T>,
       .forward_norm = forward_norm<T, T>,
