@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -80,6 +81,7 @@ class SparseAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        searching = not self.search.finished
         if self.search.needs_mean_gradients:
             ranks.mean_(w.grad for w in self.search.weights.values() if w.grad is not None)
         if self._finite():
@@ -87,6 +89,8 @@ class SparseAdamW(torch.optim.Optimizer):
         else:
             self.skipped += 1
         self._release()
+        if searching and self.search.finished:
+            _give_back_memory()
         return loss
 
     def _apply(self) -> None:
@@ -257,3 +261,10 @@ class SparseAdamW(torch.optim.Optimizer):
                 self._everything = self._everything or self._new_everything()
                 whole = {k: v if k == "step" else shared_as(weight, part_of(v, weight)) for k, v in parts.items()}
                 self._everything.state[weight] = whole
+
+
+def _give_back_memory() -> None:
+    """Returns freed memory to the system, which glibc keeps by itself: scores and dense gradients do not come again."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -103,6 +107,25 @@ def test_dense_gradients_are_released_and_not_kept_after_the_last_round():
     setup.backward(9)
     assert setup.weight.grad is None and setup.other.grad is None
     assert sum(s.grad.numel() for s in setup.optimizer.slots() if s.grad is not None) == 12
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for the memory of this process")
+def test_after_the_last_round_the_system_has_the_memory_of_the_search_back():
+    weights = {f"w{i}": nn.Parameter(torch.zeros(256, 256, dtype=torch.bfloat16)) for i in range(400)}
+    search = Search(Selection(weights), Schedule(1, 1, 1))
+    optimizer = SparseAdamW([], search)
+    sum(w.sum() for w in weights.values()).backward()
+    needed = sum(s.nbytes for s in search.scores.values()) + sum(w.grad.nbytes for w in weights.values())
+    last = torch.zeros(256, 256)  # lies behind what is freed, which glibc would therefore keep
+    before = resident()
+    optimizer.step()
+    assert search.finished and last.numel()
+    assert before - resident() > 0.8 * needed
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.parametrize("when", [1, 8], ids=["searching", "fixed"])
