@@ -1,9 +1,11 @@
 """Times SwinV2-Base as timm has it, accelerated, and with SFA-B's adapters, and writes the table.
 
     python -m benchmarks.accelerate_table [--sizes 256 512] [--batch 1 4] [--dtype float32] [--threads 1] [--turns 9]
+        [--resume]
 
-The table goes to benchmarks/results/<processor>-<instruction set>-accelerate.md. With one thread the clock counts that
-thread's processor time, which other work on the machine disturbs less.
+The table goes to benchmarks/results/<processor>-<instruction set>-accelerate.md. It is written after every line;
+`--resume` goes on from there and measures only lines that are missing. With one thread the clock counts that thread's
+processor time, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +25,7 @@ import sfa_ext
 from sfa_ext import backbones
 from sfa_ext.files import write_text
 
-from .timing import cpu_name, in_turns, milliseconds, result_path, setting, table
+from .timing import cpu_name, in_turns, milliseconds, result_path, rows_of, setting, table
 
 NAME = "swinv2_base_window8_256"
 STOCK, FAST, STOCK_SFA, SFA = "timm", "accelerated", "timm, SFA-B", "accelerated, SFA-B"
@@ -82,31 +85,33 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=list(DTYPES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=9, help="how often each candidate is timed")
+    parser.add_argument("--resume", action="store_true", help="keep the lines that the table of this command has")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = time.thread_time if args.threads == 1 else time.perf_counter
-    rows = []
-    for dtype in args.dtype:
-        for size in args.sizes:
-            for batch in args.batch:
-                rows.append(row(size, batch, dtype, args.turns, clock))
-                print(*rows[-1], sep="  ", flush=True)
-                gc.collect()
     flags = {"sizes": args.sizes, "batch": args.batch, "dtype": args.dtype}
     given = " ".join(f"--{name} {' '.join(map(str, values))}" for name, values in flags.items())
+    command = f"python -m benchmarks.accelerate_table {given} --threads {args.threads} --turns {args.turns}"
     header = ["pixels", "batch", "dtype", *(f"{n} ms" for n in (STOCK, FAST, STOCK_SFA, SFA))]
     header += [f"{FAST} / timm", f"{SFA} / timm", f"{SFA} / {FAST}", "distance"]
-    text = TEXT.format(
-        cpu=cpu_name(),
-        setting=setting(),
-        clock="processor time" if args.threads == 1 else "wall-clock time",
-        turns=args.turns,
-        sfa=SFA,
-        command=f"python -m benchmarks.accelerate_table {given} --threads {args.threads} --turns {args.turns}",
-        table=table(header, rows),
-    )
     path = result_path("accelerate" if args.threads == 1 else f"accelerate-{args.threads}-threads")
-    write_text(path, text)
+    rows = rows_of(path, header, f"`{command}`") if args.resume else []
+    for dtype, size, batch in itertools.product(args.dtype, args.sizes, args.batch):
+        if [f"{size}", f"{batch}", dtype] in [r[:3] for r in rows]:
+            continue
+        rows.append(row(size, batch, dtype, args.turns, clock))
+        print(*rows[-1], sep="  ", flush=True)
+        text = TEXT.format(
+            cpu=cpu_name(),
+            setting=setting(),
+            clock="processor time" if args.threads == 1 else "wall-clock time",
+            turns=args.turns,
+            sfa=SFA,
+            command=command,
+            table=table(header, rows),
+        )
+        write_text(path, text)
+        gc.collect()
     print(f"wrote {path}")
 
 

@@ -1,9 +1,11 @@
 """Times the adapter operators against eager and torch.compile, and writes the table.
 
     python -m benchmarks.adapter_table [--turns 15] [--threads 2] [--all] [--batch 1 4] [--dtype float32 bfloat16]
+        [--resume]
 
-The table goes to benchmarks/results/<processor>-<instruction set>-adapter.md. torch.compile, which takes long to start,
-is timed at a few shapes. With one thread the clock counts that thread's processor time, which other work on the machine
+The table goes to benchmarks/results/<processor>-<instruction set>-adapter.md. It is written after every line;
+`--resume` goes on from there and measures only lines that are missing. torch.compile, which takes long to start, is
+timed at a few shapes. With one thread the clock counts that thread's processor time, which other work on the machine
 disturbs less.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +23,7 @@ import torch
 from sfa_ext.files import write_text
 
 from .adapter_cases import CANDIDATES, DTYPES, FEW, FEW_HIDDEN, PHASES, calls, shapes
-from .timing import cpu_name, result_path, setting, table
+from .timing import cpu_name, result_path, rows_of, setting, table
 
 TEXT = """# The adapter operators on {cpu}
 
@@ -39,32 +42,30 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     clock = time.thread_time if args.threads == 1 else time.perf_counter
-    rows, ratios = [], {}
-    for shape in shapes(args.all, tuple(args.batch), tuple(args.dtype)):
-        for phase in PHASES:
-            names = CANDIDATES if (shape.width, shape.rows) in FEW and shape.hidden in FEW_HIDDEN else CANDIDATES[:2]
-            seconds = _seconds(calls(shape, phase, names), args.turns, clock)
-            against = {name: _ratio(seconds[name], seconds["ours"]) for name in names[1:]}
-            for name, value in against.items():
-                ratios.setdefault((shape.dtype, phase, name), []).append(value)
-            times = [f"{statistics.median(seconds[name]) * 1e3:.2f}" if name in names else "" for name in CANDIDATES]
-            cells = [f"{against[name]:.2f}" if name in names else "" for name in CANDIDATES[1:]]
-            rows.append([str(shape), phase, *times, *cells])
-            print(*rows[-1], sep="  ", flush=True)
-            gc.collect()
     columns = ["shape", "phase", *(f"{n} ms" for n in CANDIDATES), *(f"{n} / ours" for n in CANDIDATES[1:])]
-    command = "python -m benchmarks.adapter_table" + args.given
-    text = TEXT.format(
-        cpu=cpu_name(),
-        setting=setting(),
-        clock="processor time" if args.threads == 1 else "wall-clock time",
-        turns=args.turns,
-        command=command,
-        summary=_summary(ratios),
-        table=table(columns, rows),
-    )
-    path = result_path("adapter")
-    write_text(path, text)
+    command, path = "python -m benchmarks.adapter_table" + args.given, result_path("adapter")
+    rows = rows_of(path, columns, f"`{command}`") if args.resume else []
+    for shape, phase in itertools.product(shapes(args.all, tuple(args.batch), tuple(args.dtype)), PHASES):
+        if [str(shape), phase] in [row[:2] for row in rows]:
+            continue
+        names = CANDIDATES if (shape.width, shape.rows) in FEW and shape.hidden in FEW_HIDDEN else CANDIDATES[:2]
+        seconds = _seconds(calls(shape, phase, names), args.turns, clock)
+        against = {name: _ratio(seconds[name], seconds["ours"]) for name in names[1:]}
+        times = [f"{statistics.median(seconds[name]) * 1e3:.2f}" if name in names else "" for name in CANDIDATES]
+        cells = [f"{against[name]:.2f}" if name in names else "" for name in CANDIDATES[1:]]
+        rows.append([str(shape), phase, *times, *cells])
+        print(*rows[-1], sep="  ", flush=True)
+        text = TEXT.format(
+            cpu=cpu_name(),
+            setting=setting(),
+            clock="processor time" if args.threads == 1 else "wall-clock time",
+            turns=args.turns,
+            command=command,
+            summary=_summary(rows),
+            table=table(columns, rows),
+        )
+        write_text(path, text)
+        gc.collect()
     print(f"wrote {path}")
 
 
@@ -74,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="every stage and width instead of a few")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images at once")
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--resume", action="store_true", help="keep the lines that the table of this command has")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     flags = [f"--turns {args.turns}"] + [f"--threads {args.threads}"] + ["--all"] * args.all
@@ -104,12 +106,17 @@ def _ratio(baseline: list[float], ours: list[float]) -> float:
     return statistics.median(b / o for b, o in zip(baseline, ours, strict=True))
 
 
-def _summary(ratios: dict[tuple[str, str, str], list[float]]) -> str:
-    rows = [
+def _summary(rows: list[list[str]]) -> str:
+    ratios: dict[tuple[str, str, str], list[float]] = {}
+    for shape, phase, *cells in rows:
+        for name, cell in zip(CANDIDATES[1:], cells[len(CANDIDATES) :], strict=True):
+            if cell:
+                ratios.setdefault((shape.split()[0], phase, name), []).append(float(cell))
+    lines = [
         [*key, f"{statistics.geometric_mean(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"]
         for key, values in ratios.items()
     ]
-    return table(["dtype", "phase", "against", "geometric mean", "lowest", "highest"], rows)
+    return table(["dtype", "phase", "against", "geometric mean", "lowest", "highest"], lines)
 
 
 if __name__ == "__main__":

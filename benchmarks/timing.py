@@ -93,6 +93,15 @@ def setting() -> str:
     return f"{cpu_name()}, {torch.get_num_threads()} threads, kernels for {isa}, torch {torch.__version__}."
 
 
+def rows_of(path: Path, header: list[str], line: str) -> list[list[str]]:
+    """Rows of the table with this header in a file that `table` wrote; none where it is absent or lacks `line`."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    title = table(header, []).splitlines()[0]
+    if title not in lines or not any(line in text for text in lines):
+        return []
+    return [[cell.strip() for cell in row[1:-1].split("|")] for row in lines[lines.index(title) + 2 :] if row]
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
