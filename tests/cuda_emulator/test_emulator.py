@@ -52,3 +52,8 @@ def test_the_emulator_reports(name: str, message: str) -> None:
 @pytest.mark.parametrize("name", ["m16n8k16.f16", "m16n8k16.bf16", "m16n8k8.tf32", "m16n8k8.f16", "m8n8k4.f16"])
 def test_matrix_instructions_hold_their_numbers_where_the_ptx_manual_says(name: str) -> None:
     harness.expect_pass(harness.build("fragments"), name)
+
+
+def test_a_number_in_another_lane_is_noticed() -> None:
+    fault = ("matrix.h", "(i & 4) + (lane & 2) + (i & 1)", "(i & 4) + (lane & 1) * 2 + (i & 1)")
+    harness.expect_fault(harness.build("fragments", replace=(fault,)), "m8n8k4.f16")
