@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 
 import torch
 
@@ -40,15 +39,14 @@ TEXT = """# Memory of a training step
 {setting} SwinV2-Base, images of {size} x {size} pixels, batch {batch}, AdamW (for SFA its sparse one). Peak: the
 largest resident set of a process that does nothing else, Python and torch (the first row) included. "search" is a step
 of the search for weights, which scores every candidate; "after" one after the last round. Ratios are to the peak of
-"{full}", in brackets of what both need beyond Python and torch. Seconds are of the
-last step. Written by `{command}`.
+"{full}", in brackets of what both need beyond Python and torch. Written by `{command}`.
 
 {table}
 """
 
 
 def step(way: str, size: int, batch: int, steps: int) -> dict[str, float]:
-    """Peaks in bytes and seconds, in this process."""
+    """Peaks in bytes, of this process."""
     method, dtype, autocast, fast = WAYS[way]
     empty = peak(CPU)
     torch.manual_seed(0)
@@ -63,7 +61,6 @@ def step(way: str, size: int, batch: int, steps: int) -> dict[str, float]:
     images, peaks = torch.randn(batch, 3, size, size, dtype=dtype), []
     restart_peak(CPU)
     for number in range(steps):
-        began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = sum(m.float().square().mean() for m in backbone(images))
         loss.backward()
@@ -72,7 +69,7 @@ def step(way: str, size: int, batch: int, steps: int) -> dict[str, float]:
         if number + 1 == steps // 2:
             peaks.append(peak(CPU))
             restart_peak(CPU)
-    return {"empty": empty, "search": peaks[0], "after": peak(CPU), "seconds": time.perf_counter() - began}
+    return {"empty": empty, "search": peaks[0], "after": peak(CPU)}
 
 
 def _filled(backbone: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
@@ -103,20 +100,23 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[way] = json.loads(done.stdout.splitlines()[-1])
         print(way, found[way], flush=True)
+    path = RESULTS / "training-memory.md"
+    write_text(path, page(found, args.size, args.batch, f"python -m benchmarks.training_memory {given}"))
+    print(f"wrote {path}")
+
+
+def page(found: dict[str, dict[str, float]], size: int, batch: int, command: str) -> str:
+    """The table of what `step` found, by way."""
     whole = max(found[FULL]["search"], found[FULL]["after"])
     empty = found[FULL]["empty"]
-    rows = [["Python and torch alone", *[f"{empty / 1e6:.0f}"] * 2, "", "", ""]]
+    rows = [["Python and torch alone", *[f"{empty / 1e6:.0f}"] * 2, "", ""]]
     for way, f in found.items():
         peaks = (f["search"], f["after"])
         ratios = [f"{p / whole:.2f} ({(p - empty) / (whole - empty):.2f})" for p in peaks]
-        rows.append([way, *(f"{p / 1e6:.0f}" for p in peaks), *ratios, f"{f['seconds']:.1f}"])
-    header = ["way", "peak, search MB", "peak, after MB", "ratio, search", "ratio, after", "s a step"]
-    command = f"python -m benchmarks.training_memory {given}"
-    text = TEXT.format(
-        setting=setting(), size=args.size, batch=args.batch, full=FULL, command=command, table=table(header, rows)
-    )
-    write_text(RESULTS / "training-memory.md", text)
-    print(f"wrote {RESULTS / 'training-memory.md'}")
+        rows.append([way, *(f"{p / 1e6:.0f}" for p in peaks), *ratios])
+    header = ["way", "peak, search MB", "peak, after MB", "ratio, search", "ratio, after"]
+    shown = table(header, rows)
+    return TEXT.format(setting=setting(), size=size, batch=batch, full=FULL, command=command, table=shown)
 
 
 if __name__ == "__main__":
