@@ -24,6 +24,8 @@ const AdapterKernels* table() {
       return avx512::kAdapter;
     case Isa::kAvx512Bf16:
       return avx512bf16::kAdapter;
+    case Isa::kAmx:
+      return amx::kAdapter;
 #endif
     default:
       return baseline::kAdapter;
@@ -86,10 +88,7 @@ const AdapterKernels& adapter_kernels(ScalarType dtype) {
   }
 }
 
-bool leave_to_torch(ScalarType dtype) {
-  const ByTorch torch = by_torch();
-  return dtype == ScalarType::BFloat16 ? torch.bfloat16 : (dtype == ScalarType::Half ? torch.float16 : torch.rest);
-}
+bool leave_to_torch(ScalarType dtype) { return dtype == ScalarType::Half ? by_torch().float16 : by_torch().rest; }
 
 Buffer pack_transposed(const AdapterKernels& k, const Tensor& w) {
   return pack(k, k.pack_transposed, w, w.size(0), w.size(1));

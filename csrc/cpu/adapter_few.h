@@ -11,10 +11,14 @@ namespace {
 constexpr int64_t kFewRows = 64;  // at a time: a multiple of every panel
 constexpr int64_t kStrip = 48;    // columns of the result at a time: a multiple of every tile and vector
 
-// Whether weights whose rows have `width` numbers can be multiplied without another copy of them.
+// Weights that are stored as words can be multiplied without another copy of them, by vectors.
+template <class T>
+constexpr bool kTakesFew = kStoredAsWords<T> && !kByAmx<T>;
+
+// The same for weights whose rows have `width` numbers.
 template <class T>
 constexpr bool takes_few(int64_t width) {
-  return kStoredAsWords<T> && width % Product<T>::kPerWord == 0;
+  return kTakesFew<T> && width % Product<T>::kPerWord == 0;
 }
 
 // Memory for the packed rows and for a strip of the result, which comes out transposed: [panel of rows][column][row].
@@ -37,7 +41,7 @@ template <class T, bool kBias>
 SFA_INLINE void multiply_strip(const FewScratch<T>& scratch, int64_t panels, const typename Product<T>::Word* w,
                                int64_t depth, int64_t count, const typename Product<T>::Acc* bias) {
   using Acc = typename Product<T>::Acc;
-  for_tiles(count, [&](auto tile_rows, int64_t c) SFA_INLINE_LAMBDA {
+  for_tiles<T>(count, [&](auto tile_rows, int64_t c) SFA_INLINE_LAMBDA {
     for (int64_t p = 0; p < panels; ++p) {
       Tile<T, decltype(tile_rows)::value> tile;
       if constexpr (kBias)
@@ -46,8 +50,9 @@ SFA_INLINE void multiply_strip(const FewScratch<T>& scratch, int64_t panels, con
         tile.fill(Vec<Acc>{}, Vec<Acc>{});
       tile.multiply(w + c * depth, depth, 1, scratch.rows + p * kPanel<T> * depth, depth);
       Acc* to = scratch.strip + (p * kStrip + c) * kPanel<T>;
-      tile.emit(kPanel<T>, [&](Vec<Acc> sum, int64_t r, int64_t v, auto)
-                               SFA_INLINE_LAMBDA { store(to + r * kPanel<T> + v, sum); });
+      tile.emit(kTileRows<T>, kPanel<T>, [&](Vec<Acc> sum, int64_t r, int64_t v, auto) SFA_INLINE_LAMBDA {
+        store(to + r * kPanel<T> + v, sum);
+      });
     }
   });
 }

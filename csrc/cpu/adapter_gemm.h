@@ -9,12 +9,13 @@ namespace {
 
 // How numbers of type T are multiplied. A word is what one lane consumes per step along the inner dimension: one
 // number, or two bfloat16 where the processor has their dot product. Half types without one are widened to float.
+// The inner dimension is padded to whole steps of kStepWords.
 template <class T>
 struct Product {
   using Acc = float;
   using Elem = float;
   using Word = float;
-  static constexpr int kPerWord = 1;
+  static constexpr int kPerWord = 1, kStepWords = 1;
   static SFA_INLINE Vec<float> step(Vec<float> acc, float a, Vec<float> b) { return a * b + acc; }
 };
 
@@ -23,17 +24,25 @@ struct Product<double> {
   using Acc = double;
   using Elem = double;
   using Word = double;
-  static constexpr int kPerWord = 1;
+  static constexpr int kPerWord = 1, kStepWords = 1;
   static SFA_INLINE Vec<double> step(Vec<double> acc, double a, Vec<double> b) { return a * b + acc; }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
 template <>
 struct Product<Bf16> {
   using Acc = float;
   using Elem = Bf16;
   using Word = uint32_t;
-  static constexpr int kPerWord = 2;
+  static constexpr int kPerWord = 2, kStepWords = 16;
+};
+#elif defined(__AVX512BF16__)
+template <>
+struct Product<Bf16> {
+  using Acc = float;
+  using Elem = Bf16;
+  using Word = uint32_t;
+  static constexpr int kPerWord = 2, kStepWords = 1;
   static SFA_INLINE Vec<float> step(Vec<float> acc, uint32_t a, Vec<uint32_t> b) {
     return bit_cast<Vec<float>>(_mm512_dpbf16_ps(
         bit_cast<__m512>(acc), bit_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))), bit_cast<__m512bh>(b)));
@@ -41,32 +50,51 @@ struct Product<Bf16> {
 };
 #endif
 
+// Whether tiles are those of AMX (adapter_amx.h), which computes whole ones only.
+template <class T>
+constexpr bool kByAmx = Product<T>::kStepWords > 1;
+
 // A tile is kTileRows x 2 vectors: with 32 registers 24 sums, two columns of b and the broadcast numbers of a.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileRows = 12;
+#if SFA_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kVectorRows = 12;
 #else
-constexpr int kTileRows = 6;
+constexpr int kVectorRows = 6;
 #endif
+template <class T>
+constexpr int kTileRows = kByAmx<T> ? 32 : kVectorRows;
 template <class T>
 constexpr int kPanel = 2 * kLanes<typename Product<T>::Acc>;
 
 template <class T>
 SFA_INLINE int64_t words(int64_t k) {
-  return (k + Product<T>::kPerWord - 1) / Product<T>::kPerWord;
+  constexpr int64_t kStep = Product<T>::kStepWords, kNumbers = kStep * Product<T>::kPerWord;
+  return (k + kNumbers - 1) / kNumbers * kStep;
 }
 template <class T>
 SFA_INLINE int64_t padded(int64_t n) {
   return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
 }
 
-// Calls f(Int<R>, first row) over tiles of R rows that cover [0, rows). Sums do not depend on R.
-template <class F>
+// Calls f(Int<R>, first row) over tiles of R rows that cover [0, rows), by AMX also rows beyond. Sums do not depend on
+// R.
+template <class T, class F>
 SFA_INLINE void for_tiles(int64_t rows, F&& f) {
+  constexpr int kRows = kTileRows<T>;
   int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows) f(Int<kTileRows>{}, r);
-  for (; r + kTileRows / 3 <= rows; r += kTileRows / 3) f(Int<kTileRows / 3>{}, r);
-  for (; r < rows; ++r) f(Int<1>{}, r);
+  for (; r + kRows <= rows; r += kRows) f(Int<kRows>{}, r);
+  if constexpr (kByAmx<T>) {
+    if (r < rows) f(Int<kRows>{}, r);
+  } else {
+    for (; r + kRows / 3 <= rows; r += kRows / 3) f(Int<kRows / 3>{}, r);
+    for (; r < rows; ++r) f(Int<1>{}, r);
+  }
 }
+
+// Prepares the processor for tiles of T while it lives: only AMX needs that.
+template <class T>
+struct TileUnit {
+  ~TileUnit() {}  // so that no compiler calls it unused
+};
 
 // Indices are constants from the start, never loop counters: only then do compilers keep every sum in a register.
 template <class T, int R>
@@ -106,9 +134,9 @@ struct Tile {
     sum[kRow][1] = Product<T>::step(sum[kRow][1], a, b1);
   }
 
-  // f(sum, row, column, count) for every vector of the tile that has columns below `columns`.
+  // f(sum, row, column, count) for every vector of the tile that has columns below `columns`. All its rows are wanted.
   template <class F>
-  SFA_INLINE void emit(int64_t columns, F&& f) {
+  SFA_INLINE void emit([[maybe_unused]] int64_t rows, int64_t columns, F&& f) {
     if (columns >= 2 * kL) return emit_whole(f, Rows{});
     Vec<Acc> copy[R][2];
     copy_to(copy, Rows{});
@@ -127,3 +155,7 @@ struct Tile {
 
 }  // namespace
 }  // namespace sfa::cpu::SFA_ISA_NAMESPACE
+
+#if defined(__AMX_BF16__)
+#include "adapter_amx.h"
+#endif

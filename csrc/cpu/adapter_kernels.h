@@ -96,5 +96,8 @@ extern const AdapterKernels kAdapter[4];
 namespace avx512bf16 {
 extern const AdapterKernels kAdapter[4];
 }
+namespace amx {
+extern const AdapterKernels kAdapter[4];
+}
 
 }  // namespace sfa::cpu

@@ -7,7 +7,9 @@
 namespace sfa::cpu::SFA_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kOuterRows = 264, kOuterColumns = 256;  // of the result; the first a multiple of the tile's rows
+template <class T>
+constexpr int64_t kOuterRows = kByAmx<T> ? 256 : 264;  // of the result, a multiple of the tile's
+constexpr int64_t kOuterColumns = 256;
 constexpr int64_t kOuterDepth = 192;  // words: a panel and a tile fit the first-level cache, both operands the second
 
 // Room for one packed group of columns of each operand; one vector may hang over the end of it.
@@ -16,8 +18,27 @@ constexpr int64_t kGroup = kOuterDepth * kWidth + kLanes<typename Product<T>::Wo
 
 template <class T>
 int64_t outer_scratch() {
-  const int64_t a = kOuterRows / kTileRows * kGroup<T, kTileRows>, b = kOuterColumns / kPanel<T> * kGroup<T, kPanel<T>>;
+  const int64_t a = kOuterRows<T> / kTileRows<T> * kGroup<T, kTileRows<T>>,
+                b = kOuterColumns / kPanel<T> * kGroup<T, kPanel<T>>;
   return (a + b) * static_cast<int64_t>(sizeof(typename Product<T>::Word));
+}
+
+// Columns [0, n) of a [k, n], rows `stride` apart, as the rows of tiles: a group for each tile, by AMX a row for each.
+template <class T>
+SFA_INLINE void pack_left(const T* a, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out) {
+  if constexpr (kByAmx<T>)
+    pack_columns<T>(a, k, n, stride, out, kOuterDepth);
+  else
+    pack_groups<T, kTileRows<T>>(a, k, n, stride, out, kGroup<T, kTileRows<T>>);
+}
+template <class T, class Tile>
+SFA_INLINE void multiply_left(Tile& tile, const typename Product<T>::Word* packed, int64_t row,
+                              const typename Product<T>::Word* b, int64_t depth) {
+  constexpr int64_t kRows = kTileRows<T>;
+  if constexpr (kByAmx<T>)
+    tile.multiply(packed + row * kOuterDepth, kOuterDepth, 1, b, depth);
+  else
+    tile.multiply(packed + row / kRows * kGroup<T, kRows> + row % kRows, 1, kRows, b, depth);
 }
 
 // Asks for columns [c, c_end) of rows [row, row_end).
@@ -37,34 +58,34 @@ void outer(const AdapterOuter& p, int64_t begin, int64_t end, int64_t i0, int64_
   using Word = typename Product<T>::Word;
   constexpr int64_t kStep = kOuterDepth * Product<T>::kPerWord;
   Word* a = static_cast<Word*>(scratch);
-  Word* b = a + kOuterRows / kTileRows * kGroup<T, kTileRows>;
+  Word* b = a + kOuterRows<T> / kTileRows<T> * kGroup<T, kTileRows<T>>;
   const int64_t columns = j_end - j0;
   for (int64_t row = begin; row < end; row += kStep) {
     const int64_t k = end - row < kStep ? end - row : kStep, depth = words<T>(k);
-    pack_groups<T, kTileRows>(static_cast<const T*>(p.a) + row * p.a_stride + i0, k, i_end - i0, p.a_stride, a,
-                              kGroup<T, kTileRows>);
+    pack_left<T>(static_cast<const T*>(p.a) + row * p.a_stride + i0, k, i_end - i0, p.a_stride, a);
     pack_groups<T, kPanel<T>>(static_cast<const T*>(p.b) + row * p.b_stride + j0, k, columns, p.b_stride, b,
                               kGroup<T, kPanel<T>>);
+    const TileUnit<T> unit;
     const int64_t next = row + k, next_rows = end - next < kStep ? end - next : kStep;
     const int64_t all = (columns + kPanel<T> - 1) / kPanel<T> * (i_end - i0);
     for (int64_t n = 0; n < columns; n += kPanel<T>) {
-      for_tiles(i_end - i0, [&](auto tile_rows, int64_t i) SFA_INLINE_LAMBDA {
+      for_tiles<T>(i_end - i0, [&](auto tile_rows, int64_t i) SFA_INLINE_LAMBDA {
         const int64_t done = n / kPanel<T> * (i_end - i0) + i, then = done + decltype(tile_rows)::value;
         prefetch_rows<T>(p.a, p.a_stride, next + done * next_rows / all, next + then * next_rows / all, i0, i_end);
         prefetch_rows<T>(p.b, p.b_stride, next + done * next_rows / all, next + then * next_rows / all, j0, j_end);
         Tile<T, decltype(tile_rows)::value> tile;
         tile.fill(Vec<Acc>{}, Vec<Acc>{});
-        tile.multiply(a + i / kTileRows * kGroup<T, kTileRows> + i % kTileRows, 1, kTileRows,
-                      b + n / kPanel<T> * kGroup<T, kPanel<T>>, depth);
+        multiply_left<T>(tile, a, i, b + n / kPanel<T> * kGroup<T, kPanel<T>>, depth);
         Acc* c = static_cast<Acc*>(p.c) + (i0 + i) * p.b_stride + j0 + n;
-        tile.emit(columns - n, [&](Vec<Acc> sum, int64_t r, int64_t column, auto count) SFA_INLINE_LAMBDA {
-          const int64_t at = r * p.b_stride + column;
-          const Vec<Acc> total = row == begin ? sum : sum + load_count(c + at, count);
-          if (p.out != nullptr && next == end)
-            store_count(static_cast<T*>(p.out) + (c - static_cast<Acc*>(p.c)) + at, total, count);
-          else
-            store_count(c + at, total, count);
-        });
+        tile.emit(i_end - i0 - i, columns - n,
+                  [&](Vec<Acc> sum, int64_t r, int64_t column, auto count) SFA_INLINE_LAMBDA {
+                    const int64_t at = r * p.b_stride + column;
+                    const Vec<Acc> total = row == begin ? sum : sum + load_count(c + at, count);
+                    if (p.out != nullptr && next == end)
+                      store_count(static_cast<T*>(p.out) + (c - static_cast<Acc*>(p.c)) + at, total, count);
+                    else
+                      store_count(c + at, total, count);
+                  });
       });
     }
   }

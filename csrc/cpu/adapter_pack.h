@@ -26,10 +26,11 @@ SFA_INLINE Vec<typename Product<T>::Word> row_words(const T* p, int64_t n) {
 }
 
 // One vector of words for n neighbouring columns: their number in row0 and, where a word holds two, in row1 (nullptr
-// stands for zeros).
+// stands for zeros, in row0 too).
 template <class T>
 SFA_INLINE Vec<typename Product<T>::Word> column_words(const T* row0, [[maybe_unused]] const T* row1, int64_t n) {
   using Word = typename Product<T>::Word;
+  if (kByAmx<T> && row0 == nullptr) return Vec<Word>{};
   if constexpr (Product<T>::kPerWord == 2) {
     T low[kLanes<Word>] = {}, high[kLanes<Word>] = {};
     if (n >= kLanes<Word>) {
@@ -69,19 +70,46 @@ void pack_transposed(const T* w, int64_t n, int64_t k, int64_t stride, int64_t f
   }
 }
 
+// Number `column` of a row of w, or nullptr for rows from k on.
+template <class T>
+SFA_INLINE const T* row_at(const T* w, int64_t row, int64_t k, int64_t stride, int64_t column) {
+  return row < k ? w + row * stride + column : nullptr;
+}
+
 // w is [k, n] with rows `stride` apart; word i of columns [c, c + kWidth) goes to out + c / kWidth * group + i *
 // kWidth. Rows are read front to back. Whole vectors are stored, so groups have room for one more vector.
 template <class T, int64_t kWidth>
 SFA_INLINE void pack_groups(const T* w, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out,
                             int64_t group) {
   constexpr int kL = kLanes<typename Product<T>::Word>, kPer = Product<T>::kPerWord;
-  for (int64_t row = 0; row < k; row += kPer, w += kPer * stride, out += kWidth) {
-    const T* second = row + 1 < k ? w + stride : nullptr;
+  for (int64_t row = 0; row < words<T>(k) * kPer; row += kPer, out += kWidth) {
     auto* to = out;
     for (int64_t c = 0; c < n; c += kWidth, to += group)
       for (int64_t v = 0; v < kWidth && c + v < n; v += kL)
-        store_raw(to + v, column_words<T>(w + c + v, second == nullptr ? second : second + c + v, n - c - v));
+        store_raw(to + v,
+                  column_words<T>(row_at(w, row, k, stride, c + v), row_at(w, row + 1, k, stride, c + v), n - c - v));
   }
+}
+
+// w is [k, n] with rows `stride` apart; word i of column c goes to out + c * step + i: columns become rows of words.
+// Whole vectors of columns are stored.
+template <class T>
+SFA_INLINE void pack_columns(const T* w, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out,
+                             int64_t step) {
+  using Word = typename Product<T>::Word;
+  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord;
+  for (int64_t c = 0; c < n; c += kL)
+    for (int64_t word = 0; word < words<T>(k); word += kL) {
+      Vec<Word> columns[kL];
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i) {
+        const int64_t row = (word + i) * kPer;
+        columns[i] = column_words<T>(row_at(w, row, k, stride, c), row_at(w, row + 1, k, stride, c), n - c);
+      }
+      transpose<1>(columns);
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i) store_raw(out + (c + i) * step + word, columns[i]);
+    }
 }
 
 // Panels [first, last) of w, which is [k, n].

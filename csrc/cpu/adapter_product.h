@@ -23,8 +23,11 @@ struct Operand {
   Operand(const typename Product<T>::Elem* hidden, int64_t stride)
       : data(reinterpret_cast<const Word*>(hidden)), step(stride / Product<T>::kPerWord) {}
 
+  // AMX reads whole steps of whole tiles, which may reach beyond the rows: then it is given a copy. What it computes
+  // from rows beyond is not looked at.
   Operand(const T* x, int64_t rows, int64_t width, Word* scratch) : data(scratch), step(staged_step<T>(width)) {
-    if (kStoredAsWords<T> && width % Product<T>::kPerWord == 0) {
+    const bool whole = !kByAmx<T> || rows % kTileRows<T> == 0;
+    if (kStoredAsWords<T> && width % (Product<T>::kPerWord * Product<T>::kStepWords) == 0 && whole) {
       data = reinterpret_cast<const Word*>(x);
       step = width / Product<T>::kPerWord;
       return;
@@ -63,8 +66,9 @@ SFA_INLINE void product(const Operand<T>& a, int64_t rows, const void* packed, i
   using Acc = typename Product<T>::Acc;
   const int64_t depth = words<T>(k);
   const auto* panel = static_cast<const typename Product<T>::Word*>(packed);
+  const TileUnit<T> unit;
   for (int64_t n = 0; n < columns; n += kPanel<T>, panel += kPanel<T> * depth) {
-    for_tiles(rows, [&](auto tile_rows, int64_t row) SFA_INLINE_LAMBDA {
+    for_tiles<T>(rows, [&](auto tile_rows, int64_t row) SFA_INLINE_LAMBDA {
       Tile<T, decltype(tile_rows)::value> tile;
       if constexpr (kBias)
         tile.fill(load(static_cast<const Acc*>(bias) + n), load(static_cast<const Acc*>(bias) + n + kLanes<Acc>));
@@ -72,8 +76,9 @@ SFA_INLINE void product(const Operand<T>& a, int64_t rows, const void* packed, i
         tile.fill(Vec<Acc>{}, Vec<Acc>{});
       ahead(row, n, decltype(tile_rows)::value);
       tile.multiply(a.data + row * a.step, a.step, 1, panel, depth);
-      tile.emit(columns - n, [&](Vec<Acc> sum, int64_t r, int64_t c, auto count)
-                                 SFA_INLINE_LAMBDA { emit(sum, row + r, n + c, count); });
+      tile.emit(rows - row, columns - n, [&](Vec<Acc> sum, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+        emit(sum, row + r, n + c, count);
+      });
     });
   }
 }

@@ -31,8 +31,8 @@ struct Block {
 
   static int64_t most_rows(int64_t width, bool few) {
     if (few) return kFewRows;
-    const int64_t tiles = kBlockBytes / (kTileRows * (width + 1) * static_cast<int64_t>(sizeof(Elem)));
-    return kTileRows * (tiles < 1 ? 1 : (tiles > kBlockTiles ? kBlockTiles : tiles));
+    const int64_t tiles = kBlockBytes / (kTileRows<T> * (width + 1) * static_cast<int64_t>(sizeof(Elem)));
+    return kTileRows<T> * (tiles < 1 ? 1 : (tiles > kBlockTiles ? kBlockTiles : tiles));
   }
   static int64_t scratch_bytes(int64_t width, int64_t d, bool few) {
     const int64_t row = static_cast<int64_t>(staged_step<T>(width) * sizeof(Word) + 2 * padded<T>(d) * sizeof(Elem) +
@@ -55,11 +55,12 @@ struct Block {
   }
 };
 
-// A word of the second product may reach one number beyond d. Its weight is zero, so it must not be NaN.
+// The last step of the second product may reach numbers beyond d. Their weights are zero, so they must not be NaN.
 template <class T>
 SFA_INLINE void clear_edge(typename Product<T>::Elem* hidden, int64_t rows, int64_t d) {
-  if (d % Product<T>::kPerWord == 0) return;
-  for (int64_t r = 0; r < rows; ++r) hidden[r * padded<T>(d) + d] = {};
+  const int64_t reach = words<T>(d) * Product<T>::kPerWord;
+  for (int64_t r = 0; d < reach && r < rows; ++r)
+    for (int64_t c = d; c < reach; ++c) hidden[r * padded<T>(d) + c] = {};
 }
 
 // hidden = relu(x w_down^T + b_down), for rows from x on; also to `copy` [rows, d] if there is one
@@ -75,7 +76,7 @@ __attribute__((noinline)) void to_hidden(const Block<T>& b, const T* x, const vo
     store(b.hidden + r * stride + c, h);
     if (copy != nullptr) store_count(copy + r * b.d + c, h, count);
   };
-  if constexpr (kStoredAsWords<T>)
+  if constexpr (kTakesFew<T>)
     if (b.few) return product_of_few<T, true>(x, b.rows, b.width, down, b.width, b.d, bias, b.few_scratch, emit);
   product<T, true>(Operand<T>(x, b.rows, b.width, b.staged), b.rows, down, b.width, b.d, bias, ahead, emit);
   clear_edge<T>(b.hidden, b.rows, b.d);
@@ -102,7 +103,7 @@ __attribute__((noinline)) void from_hidden(const Block<T>& b, const typename Pro
     const int64_t at = r * b.width + c;
     store_count(out + at, v + load_count(x + at, count), count);
   };
-  if constexpr (kStoredAsWords<T>)
+  if constexpr (kTakesFew<T>)
     if (b.few)
       return product_of_few<T, kBias>(hidden, b.rows, padded<T>(b.d), w, b.d, b.width, bias, b.few_scratch, emit);
   product<T, kBias>(Operand<T>(hidden, padded<T>(b.d)), b.rows, w, b.d, b.width, bias, ahead, emit);
@@ -119,7 +120,7 @@ __attribute__((noinline)) void to_sums(const Block<T>& b, const void* up, const 
     store(b.sums + r * padded<T>(b.width) + c, sum);
     if (copy != nullptr) store_count(copy + at, sum, count);
   };
-  if constexpr (kStoredAsWords<T>)
+  if constexpr (kTakesFew<T>)
     if (b.few)
       return product_of_few<T, true>(b.hidden, b.rows, padded<T>(b.d), up, b.d, b.width, bias, b.few_scratch, emit);
   product<T, true>(Operand<T>(b.hidden, padded<T>(b.d)), b.rows, up, b.d, b.width, bias, no_prefetch, emit);
@@ -218,10 +219,10 @@ void backward_norm(const AdapterBackward& p, int64_t begin, int64_t end, void* s
     recall_hidden<T>(b, p, x);
     recall_sums<T>(b, p, x);
     for (int64_t r = 0; r < b.rows; ++r) {
-      Acc* parts =
-          p.norm_parts == nullptr ? nullptr : static_cast<Acc*>(p.norm_parts) + (b.row + r) / kTileRows * 2 * p.width;
+      Acc* parts = p.norm_parts == nullptr ? nullptr
+                                           : static_cast<Acc*>(p.norm_parts) + (b.row + r) / kTileRows<T> * 2 * p.width;
       norm_row_backward(b.sums + r * padded<T>(p.width), static_cast<const R*>(p.grad_out) + (b.row + r) * p.width, p,
-                        grad + r * p.width, parts, (b.row + r) % kTileRows == 0);
+                        grad + r * p.width, parts, (b.row + r) % kTileRows<T> == 0);
     }
     backward_block<T>(b, p, grad, false);
   }

@@ -14,9 +14,9 @@ constexpr AdapterKernels make_kernels() {
   return {
       .number_bytes = sizeof(T),
       .acc_bytes = sizeof(typename Product<T>::Acc),
-      .tile_rows = kTileRows,
+      .tile_rows = kTileRows<T>,
       .panel = kPanel<T>,
-      .outer_rows = kOuterRows,
+      .outer_rows = kOuterRows<T>,
       .outer_columns = kOuterColumns,
       .packed_bytes = [](int64_t n, int64_t k) -> int64_t { return padded<T>(n) * words<T>(k) * sizeof(Word); },
       .pack_transposed =

@@ -3,7 +3,7 @@
 
 namespace sfa::cpu {
 
-enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
 
 // The widest set that the CPU has, or the narrower one that SFA_CPU_ISA names; fixed at the first call.
 // Raises if SFA_CPU_ISA names an unknown set or one that this CPU does not have.
@@ -11,10 +11,10 @@ Isa isa();
 
 const char* isa_name(Isa isa);
 
-// Which matrix products of the adapter are left to torch: those of bfloat16 where the processor has AMX and those of
-// float16 where it has AVX512-FP16, which torch can use and our kernels cannot. All of them if SFA_CPU_ISA=torch.
+// Which matrix products of the adapter are left to torch: those of float16 where the processor has AVX512-FP16, which
+// torch can use and our kernels cannot. All of them if SFA_CPU_ISA=torch.
 struct ByTorch {
-  bool bfloat16, float16, rest;
+  bool float16, rest;
 };
 ByTorch by_torch();
 

@@ -64,8 +64,8 @@ void sparse_adamw_(const std::vector<Tensor>& weights, const std::vector<Tensor>
 // values.cpp
 void swap_values_(const Tensor& weight, const Tensor& index, const Tensor& values);
 
-// isa.cpp: the instruction set in use ("baseline", "avx2", "avx512", "avx512bf16") and, after commas, what the adapter
-// leaves to torch: "avx512bf16, bfloat16 by torch".
+// isa.cpp: the instruction set in use ("baseline", "avx2", "avx512", "avx512bf16", "amx") and, after commas, what the
+// adapter leaves to torch: "amx, float16 by torch".
 std::string cpu_isa();
 
 }  // namespace sfa::cpu

@@ -15,7 +15,8 @@
 #define SFA_INLINE inline __attribute__((always_inline))
 #define SFA_INLINE_LAMBDA __attribute__((always_inline))
 
-#if defined(__AVX512F__)
+#if defined(SFA_VECTOR_BYTES)  // tests try the wide code on narrower processors
+#elif defined(__AVX512F__)
 #define SFA_VECTOR_BYTES 64
 #elif defined(__AVX2__)
 #define SFA_VECTOR_BYTES 32
@@ -89,7 +90,7 @@ SFA_INLINE Narrow from_float(Vec<float> v, Bf16) {
 SFA_INLINE Vec<float> to_float(Narrow bits, Fp16) {
 #if defined(__AVX512F__)
   return bit_cast<Vec<float>>(_mm512_cvtph_ps(bit_cast<__m256i>(bits)));
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && SFA_VECTOR_BYTES == 32
   return bit_cast<Vec<float>>(_mm256_cvtph_ps(bit_cast<__m128i>(bits)));
 #else
   const Vec<uint32_t> u = widen(bits);
@@ -104,7 +105,7 @@ SFA_INLINE Vec<float> to_float(Narrow bits, Fp16) {
 SFA_INLINE Narrow from_float(Vec<float> v, Fp16) {
 #if defined(__AVX512F__)
   return bit_cast<Narrow>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && SFA_VECTOR_BYTES == 32
   return bit_cast<Narrow>(_mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 #else
   // Adding a power of two whose last place is that of the result lets the processor round; both products are exact

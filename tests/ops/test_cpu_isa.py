@@ -13,7 +13,7 @@ import torch
 import sfa_ext  # noqa: F401  registers torch.ops.sfa
 
 HERE = Path(__file__).parent
-ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "torch")
+ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx", "torch")
 MALLOC_CHECK = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
 
 
@@ -44,7 +44,7 @@ def test_the_adapter_passes_its_tests_on(isa):
 def test_unknown_instruction_set_is_refused_by_name():
     code = "import torch, sfa_ext\ntry: torch.ops.sfa.cpu_isa()\nexcept RuntimeError as error: print(error)"
     done = run("AVX2", "-c", code)
-    message = "SFA_CPU_ISA must be one of baseline, avx2, avx512, avx512bf16, torch, got AVX2"
+    message = "SFA_CPU_ISA must be one of baseline, avx2, avx512, avx512bf16, amx, torch, got AVX2"
     # Before torch 2.13 the text of an error raised in the library does not reach Python.
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):
         assert message in done.stdout, done.stderr

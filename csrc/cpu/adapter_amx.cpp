@@ -1,0 +1,2 @@
+#define SFA_ISA_NAMESPACE amx
+#include "adapter_table.h"

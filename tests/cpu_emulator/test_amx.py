@@ -1,0 +1,36 @@
+"""The adapter's kernels for AMX on a processor without it: its tiles in C++, vectors of 64 bytes by AVX2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import programs
+import pytest
+
+HERE = Path(__file__).resolve().parent
+WIDE = ("-mavx2", "-mfma", "-mf16c", "-DSFA_VECTOR_BYTES=64", "-Wno-psabi", "-Wno-maybe-uninitialized")
+TILES = ("-D__AMX_BF16__", "-include", str(HERE / "emulated_amx.h"))
+
+FAULTS = {
+    "a wrong register": ("cpu/adapter_amx.h", "_tile_dpbf16ps(2, 5, 6)", "_tile_dpbf16ps(2, 4, 6)"),
+    "no shapes of tiles": ("cpu/adapter_amx.h", "_tile_loadconfig(&shapes);", ""),
+    "what lies beyond d stays": ("cpu/adapter_rows.h", "d < reach && r < rows", "r < 0"),
+    "steps are not filled up": ("cpu/adapter_pack.h", "row < words<T>(k) * kPer", "row < k"),
+    "rows beyond x are read": ("cpu/adapter_product.h", "!kByAmx<T> || rows % kTileRows<T> == 0", "true"),
+}
+
+
+def build(replace: tuple[programs.Replacement, ...] = ()) -> Path:
+    flags = "".join(Path("/proc/cpuinfo").read_text().partition("flags")[2].splitlines()[:1]).split()
+    if not {"avx2", "fma", "f16c"} <= set(flags):
+        pytest.skip("this processor has no AVX2 to emulate wider vectors with")
+    return programs.build(HERE / "adapter.cpp", ("cpu",), (*WIDE, *TILES), sanitize=True, replace=replace)
+
+
+def test_the_adapter_is_exact_and_touches_nothing_else():
+    programs.expect_pass(build())
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_injected_fault_is_noticed(fault):
+    programs.expect_fault(build((FAULTS[fault],)))
