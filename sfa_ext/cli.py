@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import os
 import sys
@@ -13,11 +15,15 @@ from pathlib import Path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. SFA_DEBUG=1 shows the traceback of a failure."""
     options = _parse(arguments)
+    # At its end the interpreter would look through every object for cycles, for seconds after an import of torch; ranks
+    # that are told to stop have 30.
+    atexit.register(gc.freeze)
     try:
         return options.run(options) or 0
-    except KeyboardInterrupt:
-        print("\nsfa: interrupted; a run resumes from its last checkpoint with the same command", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "interrupted; a run resumes from its last checkpoint with the same command"
+        print(f"\nsfa: {what}", file=sys.stderr)
+        return getattr(stop, "status", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -159,8 +160,19 @@ def loader(
     steps = StepBatches(dataset, transform, batch_size, order_seed, augment_seed, rank, ranks)
     # A generator of its own: DataLoader would draw from torch's global one otherwise.
     return DataLoader(
-        steps, batch_size=None, sampler=_StepsFrom(start), num_workers=workers, generator=torch.Generator()
+        steps,
+        batch_size=None,
+        sampler=_StepsFrom(start),
+        num_workers=workers,
+        generator=torch.Generator(),
+        worker_init_fn=_outlast_signals,
     )
+
+
+def _outlast_signals(worker: int) -> None:
+    """A process group is told to stop as a whole; the process that trains decides when, and ends its workers then."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Transformed(Dataset):
@@ -204,4 +216,5 @@ def eval_loader(dataset: Any, batch_size: int, workers: int = 0, rank: int = 0, 
         num_workers=workers,
         collate_fn=_collate_readable,
         generator=torch.Generator(),
+        worker_init_fn=_outlast_signals,
     )

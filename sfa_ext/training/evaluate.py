@@ -57,7 +57,7 @@ def evaluate(
     with in_step(model):
         for samples in tqdm(batches, disable=quiet or ranks.rank() > 0 or None, desc="eval"):
             if stop is not None and stop.requested:
-                raise Stopped("stopped by SIGTERM")
+                raise Stopped(stop)
             ranks.progress.images += size
             found |= samples.get("unreadable", {})
             tell(samples)

@@ -18,10 +18,12 @@ from torch.distributed import Store
 from sfa_ext import ranks
 
 
-class Stopped(Exception):
-    """The run was asked to stop and saved before it did."""
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to stop, and it saved before it did. `status` is what the process should leave with."""
 
-    status = 128 + signal.SIGTERM
+    def __init__(self, by: StopSignal, text: str = ""):
+        super().__init__(f"stopped by {by.number.name}{text}")
+        self.status = 128 + by.number
 
 
 class Diverged(ValueError):
@@ -29,22 +31,30 @@ class Diverged(ValueError):
 
 
 class StopSignal:
-    """While entered, SIGTERM only sets `requested`: the loop saves and leaves at the end of its step."""
+    """While entered, SIGTERM and Ctrl-C only set `requested`: the loop saves and leaves at the end of its step.
+
+    A second Ctrl-C does not wait for that. What ignores a signal, as jobs in the background of a shell do, goes on so.
+    """
 
     requested = False
+    number = signal.SIGTERM  # the one that came; on a rank that only heard of it from another, this one
 
     def __enter__(self) -> StopSignal:
-        self._before = None
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
-            self._before = signal.signal(signal.SIGTERM, self._request)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _request(self, *_: Any) -> None:
-        self.requested = True
+    def _request(self, number: int, frame: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested, self.number = True, signal.Signals(number)
 
 
 @contextlib.contextmanager

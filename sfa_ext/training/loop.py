@@ -114,8 +114,8 @@ class Fit:
     def run(self) -> dict[str, dict[str, float]]:
         """Trains to the end and returns the last figures by split.
 
-        Raises Stopped after SIGTERM, Diverged where losses stay not finite, and what reading or writing raises; the run
-        then goes on from its last checkpoint.
+        Raises Stopped after SIGTERM or Ctrl-C, Diverged where losses stay not finite, and what reading or writing
+        raises; the run then goes on from its last checkpoint.
         """
         recipe, steps = self.recipe, self.recipe.optim.steps
         start = (self.folder, steps, self.step, self._is_past, self.quiet, recipe.method.name)
@@ -334,7 +334,7 @@ class Fit:
         """agreed: all ranks stop here; else each for itself, in an evaluation, where none waits for another."""
         self._save(agreed)
         self.checkpoints.settle(agreed)
-        raise Stopped(f"stopped by SIGTERM at step {self.step}, saved; the same command goes on from there")
+        raise Stopped(self.stop, f" at step {self.step}, saved; the same command goes on from there")
 
     def _resume(self) -> None:
         if (found := self.checkpoints.newest()) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import processes
 import pytest
@@ -55,10 +57,11 @@ def until_step(group, folder, step):
 
 
 def same_end(a, b):
-    """The same bits in checkpoint and task file, but for the time and the memory that the training took."""
+    """The same bits in checkpoint and task file, but for what training took and how checkpoints were written."""
     first, second = (read_tensors(checkpoint.paths(f / CHECKPOINTS)[-1])[0] for f in (a, b))
     tasks = [deltas.read(f / TASK) for f in (a, b)]
     tasks[0].meta |= {name: tasks[1].meta[name] for name in ("seconds", "step_seconds", "peak_memory")}
+    tasks[0].meta["recipe"]["save_async"] = tasks[1].meta["recipe"]["save_async"]
     alike = first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
     return alike and deltas.to_bytes(tasks[0]) == deltas.to_bytes(tasks[1])
 
@@ -76,6 +79,7 @@ def unbroken(tmp_path_factory, scene_cache, job_text):
     return folder / "run", seconds
 
 
+@pytest.mark.timeout(7200 if os.environ.get("SFA_LONG") == "1" else 300)
 def test_a_rank_killed_at_any_moment_loses_nothing(job, tmp_path, unbroken):
     whole, seconds = unbroken
     moments = 20 if os.environ.get("SFA_LONG") == "1" else 2
@@ -302,3 +306,47 @@ def test_torchrun_and_nproc_train_and_end_with_one_line_each(job, tmp_path):
     good = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert good.returncode == 0, good.stderr
     assert good.stdout.count("report: ") == 1 and (tmp_path / "run" / "report.md").is_file()
+
+
+def alive(mark):
+    """Processes with `mark` in their environment, once those that are leaving had ten seconds for it."""
+    end = time.monotonic() + 10
+    while (found := [*marked(mark)]) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def marked(mark):
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it is gone, or another user's
+            if mark.encode() in (process / "environ").read_bytes():
+                yield process.name
+
+
+@pytest.mark.timeout(900)  # two launchers with two ranks each import everything anew
+def test_a_live_launcher_saves_when_it_is_told_to_stop_and_leaves_nobody_behind(job, tmp_path):
+    fit = ["-m", "sfa_ext", "fit", job, "--quiet", "--out", tmp_path / "run", *LONG, "optim.steps=2000"]
+    fit += ["data.workers=1", "eval_every=0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    reached = 0
+    for launcher, number in (([*fit, "--nproc", "2"], signal.SIGINT), ([*torchrun, *fit], signal.SIGTERM)):
+        mark = f"LAUNCHED_AT={time.monotonic_ns()}"
+        process = subprocess.Popen(
+            [sys.executable, *map(str, launcher)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | dict([mark.split("=")]),
+            start_new_session=True,
+            # A shell starts background jobs with SIGINT ignored, and a child inherits that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        while last_step(tmp_path / "run") <= reached and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate()[1]
+        # torchrun gives ranks 30 seconds; its own status after a signal is 1, and it shows where it was.
+        assert process.returncode == (130 if launcher[-2] == "--nproc" else 1) and "forcefully" not in said, said
+        (line,) = (line for line in said.splitlines() if line.startswith("sfa: stopped by "))
+        reached = last_step(tmp_path / "run")
+        expected = f"sfa: stopped by {number.name} at step {reached}, saved; the same command goes on from there"
+        assert line == expected and not alive(mark)
