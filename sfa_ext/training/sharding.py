@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -28,6 +29,9 @@ def shard(model: Model) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # FSDP2 hooks what a unit returns, and warns where that is a view: work in place on it would lose the hook. Blocks
+    # that no method has opened return views, as the backbone does; neither timm nor the heads write into them.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(next(model.backbone.parameters()).device.type, (ranks.size(),))
     for _, block in list(named_blocks(model.backbone)):
         fully_shard(block, mesh=mesh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
 import processes
 import pytest
@@ -56,6 +57,7 @@ def steps(model, steps):
 SETTINGS = {
     "elements": {},
     "rows, by layer, squared": {"granularity": "row", "scope": "layer", "criterion": "squared"},
+    "displacement": {"criterion": "displacement"},
 }
 
 
@@ -95,11 +97,20 @@ def refused():
         model.adaptation.follow()
 
 
+def trained_whole():
+    """Losses of full fine-tuning, whose blocks return views, and what FSDP2 has to say about them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        losses = steps(adapted(sfa_ext.Full())[0], STEPS)
+    return losses, [text for w in caught if "FSDP" in (text := str(w.message))]
+
+
 def everything():
     """All that one start of the processes is needed for."""
     if ranks.size() > 1:
         refused()
-    return {"held": held(), "trained": [trained(**settings) for settings in SETTINGS.values()]}
+    ways = [trained(**settings) for settings in SETTINGS.values()]
+    return {"held": held(), "trained": ways, "whole": trained_whole()}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +129,14 @@ def test_ranks_that_share_a_backbone_train_it_as_one_process(found, size, way):
     mine, theirs = deltas.from_bytes(file), deltas.from_bytes(expected_file)
     same = sum(int(torch.isin(mine.selected[n].index, s.index).sum()) for n, s in theirs.selected.items())
     assert same >= 0.999 * count  # gradients differ in their last bits
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_full_fine_tuning_is_shared_too_and_nothing_is_warned_of(found, size):
+    expected, _ = found[1][0]["whole"]
+    for rank in found[size]:
+        losses, warned = rank["whole"]
+        assert losses == pytest.approx(expected, rel=1e-5) and not warned
 
 
 def loaded(file):
