@@ -1,16 +1,19 @@
 """`sfa plan` against what 1, 2 and 4 processes really need: python -m benchmarks.scaling
 
 Every process adapts the same backbone with a tiny head and trains; the bytes of all tensors that torch's CPU allocator
-holds are followed through the allocations that torch's profiler records, from before the model was built. Resident
-memory would say the same of a large model; of a small one it tells more of the allocator than of the tensors.
+holds are followed, from before the model was built. Resident memory would say the same of a large model; of a small one
+it tells more of the allocator than of the tensors.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import multiprocessing
 import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -24,23 +27,40 @@ from sfa_ext.training.plan import Plan, plan
 
 BACKBONE, CROP, BATCH, INTERVAL = "swinv2_pico", 96, 4, 2
 METHODS = {"sfa-s": {"rounds": 2, "interval": INTERVAL}, "full": {}}
-CASES = [("sfa-s", layout, size) for layout in ("ddp", "fsdp2") for size in (1, 2, 4) if size > 1 or layout == "ddp"]
-CASES += [("full", "ddp", 2), ("full", "fsdp2", 2)]
+CASES = {
+    1: [("sfa-s", "ddp")],
+    2: [("sfa-s", "ddp"), ("full", "ddp"), ("sfa-s", "fsdp2"), ("full", "fsdp2")],
+    4: [("sfa-s", "ddp"), ("sfa-s", "fsdp2"), ("full", "fsdp2")],
+}
 CLASSES = 4
 
 
-def measure(rank: int, size: int, store: str, method: str, shard: bool) -> dict[str, int]:
-    """Most bytes of tensors on this rank during a step of the search's last round, and during one after it."""
+def measure(rank: int, size: int, store: str, cases: Sequence[tuple[str, str]]) -> list[dict[str, int]]:
+    """Most bytes of tensors on this rank, for each method and layout: in a step of the last round, and in one after."""
     torch.set_num_threads(1)
+    _count_in_every_thread()
     if size > 1:
         distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
+    found = [_measure(method, layout == "fsdp2") for method, layout in cases]
+    if size > 1:
+        distributed.destroy_process_group()
+    return found
+
+
+def _count_in_every_thread() -> None:
+    """Makes torch's CPU allocator count what any thread frees. The profiler alone sees its own thread, and whatever a
+    thread of gloo happens to free last would seem to be held for ever."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
+
+
+def _measure(method: str, shard: bool) -> dict[str, int]:
+    gc.collect()  # modules and what shards them hold each other
     with tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             _train(method, shard)
         recorded.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    if size > 1:
-        distributed.destroy_process_group()
     return {name: _peak(events, name) for name in ("searching", "after")}
 
 
@@ -81,43 +101,41 @@ def _train(method: str, shard: bool) -> None:
 
 
 def _peak(events: list[dict], name: str) -> int:
-    """Most bytes held while the range `name` ran, of all that was taken since the recording began."""
+    """Most bytes held while the range `name` ran, beyond those that were held when the recording began."""
     (span,) = (e for e in events if e.get("name") == name and e.get("cat") == "user_annotation")
     begin, end = span["ts"], span["ts"] + span["dur"]
-    held, most = 0, 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        held += event["args"]["Bytes"]
-        if begin <= event["ts"] <= end:
-            most = max(most, held)
-    return most
+    memory = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
+    before = memory[0]["args"]["Total Allocated"] - memory[0]["args"]["Bytes"]
+    return max(e["args"]["Total Allocated"] for e in memory if begin <= e["ts"] <= end) - before
 
 
-def run(size: int, method: str, shard: bool) -> list[dict[str, int]]:
+def run(size: int, cases: Sequence[tuple[str, str]]) -> list[list[dict[str, int]]]:
     """What `measure` finds on each of `size` ranks."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(size, mp_context=context) as pool:
         store = f"file://{folder}/store"
-        found = [pool.submit(measure, r, size, store, method, shard) for r in range(size)]
-        return [f.result(600) for f in found]
+        found = [pool.submit(measure, r, size, store, cases) for r in range(size)]
+        return [f.result(1200) for f in found]
 
 
-def compare(method: str, layout: str, size: int) -> list[tuple[str, int, int]]:
-    """For each stretch of the training: its name, the planned bytes of a rank, and those of the rank that took most."""
-    (planned,) = plan(BACKBONE, [size], method, BATCH, CROP, METHODS[method], [layout])
-    found = run(size, method, layout == "fsdp2")
-    stretches = ("searching", "after") if "rounds" in METHODS[method] else ("after",)
-    return [(s, _planned(planned, s), max(f[s] for f in found)) for s in stretches]
+def compare(size: int, cases: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, str, int, int]]:
+    """Method, layout, stretch of the training, planned bytes of a rank, and those of the rank that took most."""
+    for (method, layout), found in zip(cases, zip(*run(size, cases), strict=True), strict=True):
+        (planned,) = plan(BACKBONE, [size], method, BATCH, CROP, METHODS[method], [layout])
+        for stretch in ("searching", "after") if "rounds" in METHODS[method] else ("after",):
+            yield method, layout, stretch, _planned(planned, stretch), max(f[stretch] for f in found)
 
 
 def _planned(planned: Plan, stretch: str) -> int:
-    return planned.memory_searching if stretch == "searching" else planned.memory_after
+    # Here the machine's memory is the device's.
+    return planned.host + (planned.memory_searching if stretch == "searching" else planned.memory_after)
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     rows = []
-    for method, layout, size in CASES:
-        for stretch, planned, found in compare(method, layout, size):
+    for size, cases in CASES.items():
+        for method, layout, stretch, planned, found in compare(size, cases):
             row = [method, layout, str(size), stretch, f"{planned / 1e6:.2f}", f"{found / 1e6:.2f}"]
             rows.append([*row, f"{100 * (planned / found - 1):+.1f} %"])
             print(*rows[-1], flush=True)

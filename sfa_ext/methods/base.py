@@ -132,6 +132,10 @@ class Adaptation(abc.ABC):
         moments = 2 * 4 * (report.trainable + report.biases)
         return moments, moments
 
+    def host_bytes(self) -> int:
+        """Bytes in host memory, beside what is on the device, that `detach` needs."""
+        return 0
+
     def status(self) -> dict[str, float]:
         """Numbers for the log that change while training."""
         return {}

@@ -32,6 +32,9 @@ class FullAdaptation(Adaptation):
     def follow(self) -> None:
         self._original = {}  # a sharded backbone is not restored
 
+    def host_bytes(self) -> int:
+        return sum(t.nbytes for t in self._original.values())
+
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self.backbone.named_parameters()
 

@@ -35,6 +35,7 @@ class Plan:
     sent_searching: int  # in a step
     sent_after: int
     sent_round: int  # at the end of a round, beyond its step
+    host: int  # memory of the machine, where that is not the device's: what is trained as it was, to undo it
 
     @property
     def memory_searching(self) -> int:
@@ -73,7 +74,7 @@ def plan(
             alike = min(count, 2) if layout == "ddp" else count  # whole backbones do not care how many others there are
             if alike not in peaks:
                 peaks[alike] = _peaks(model, adaptation, (batch, 3, crop, crop), alike, layout == "fsdp2")
-            yield _plan(model, adaptation, Plan(backbone, method, layout, count, batch, crop, *[0] * 8), peaks[alike])
+            yield _plan(model, adaptation, Plan(backbone, method, layout, count, batch, crop, *[0] * 9), peaks[alike])
 
 
 def _candidates(adaptation: Adaptation) -> tuple[list[nn.Parameter], int]:
@@ -108,6 +109,7 @@ def _plan(model: nn.Module, adaptation: Adaptation, empty: Plan, peaks: list[int
         scores=(most - moments) * part(candidates) // max(_FLOAT * eligible, 1),
         searching=peaks[0],
         after=peaks[1],
+        host=0 if shard else adaptation.host_bytes(),  # what is shared cannot be undone
     )
     return Plan(**asdict(empty) | values | _traffic(model, adaptation, empty))
 
@@ -164,7 +166,9 @@ def table(plans: Sequence[Plan]) -> str:
     rows = [" | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     rule = " | ".join("-" * (width - 1) + ":" for width in widths)
     what = f"{first.method} on {first.backbone}, {first.batch} image(s) of {first.crop} x {first.crop} a rank, float32"
-    return "\n".join([f"{what}; per rank:", "", *(f"| {row} |" for row in (rows[0], rule, *rows[1:]))])
+    host = max(p.host for p in plans)
+    beside = f"; ddp keeps {_size(host)} more in the machine's memory, to undo the training" if host else ""
+    return "\n".join([f"{what}{beside}; per rank:", "", *(f"| {row} |" for row in (rows[0], rule, *rows[1:]))])
 
 
 def as_json(plans: Sequence[Plan]) -> list[dict]:

@@ -54,8 +54,8 @@ def test_ddp_sends_what_is_planned(method):
 def test_the_planned_memory_is_within_a_tenth_of_the_measured_peak():
     from benchmarks import scaling
 
-    for stretch, planned, found in scaling.compare("sfa-s", "ddp", 2):
-        assert planned == pytest.approx(found, rel=0.1), stretch
+    for method, layout, stretch, planned, found in scaling.compare(2, scaling.CASES[2]):
+        assert planned == pytest.approx(found, rel=0.1), (method, layout, stretch)
 
 
 def test_shares_fall_with_the_number_of_ranks():
