@@ -1,6 +1,5 @@
-// The tile of adapter_gemm.h in AMX's registers: 32 rows by 32 columns, 16 words deep at a time, 64 products a cycle
-// for each of the 32. Panels are packed as its second operand wants them already: pairs of numbers, one above the
-// other.
+// The tile of adapter_gemm.h in AMX's registers: 32 rows by 32 columns, 16 words deep at a time. Panels are packed as
+// its second operand wants them already: pairs of numbers, one above the other.
 #pragma once
 
 #include "adapter_gemm.h"

@@ -28,25 +28,22 @@ struct Product<double> {
   static SFA_INLINE Vec<double> step(Vec<double> acc, double a, Vec<double> b) { return a * b + acc; }
 };
 
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+template <>
+struct Product<Bf16> {
+  using Acc = float;
+  using Elem = Bf16;
+  using Word = uint32_t;
+  static constexpr int kPerWord = 2;
 #if defined(__AMX_BF16__)
-template <>
-struct Product<Bf16> {
-  using Acc = float;
-  using Elem = Bf16;
-  using Word = uint32_t;
-  static constexpr int kPerWord = 2, kStepWords = 16;
-};
-#elif defined(__AVX512BF16__)
-template <>
-struct Product<Bf16> {
-  using Acc = float;
-  using Elem = Bf16;
-  using Word = uint32_t;
-  static constexpr int kPerWord = 2, kStepWords = 1;
+  static constexpr int kStepWords = 16;
+#else
+  static constexpr int kStepWords = 1;
   static SFA_INLINE Vec<float> step(Vec<float> acc, uint32_t a, Vec<uint32_t> b) {
     return bit_cast<Vec<float>>(_mm512_dpbf16_ps(
         bit_cast<__m512>(acc), bit_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))), bit_cast<__m512bh>(b)));
   }
+#endif
 };
 #endif
 
