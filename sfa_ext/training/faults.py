@@ -76,7 +76,8 @@ def watched(store: Store, timeout: float) -> Iterator[None]:
 
 def _watch(store: Store, timeout: float, end: threading.Event) -> None:
     mine, since, beat, before = None, time.monotonic(), 0, None
-    while not end.wait(min(timeout / 5, 10.0)):
+    pause = min(timeout / 5, 10.0)
+    while not end.wait(pause):
         beat += 1
         place = [ranks.progress.step, ranks.traffic.messages, ranks.progress.images]
         try:
@@ -94,7 +95,7 @@ def _watch(store: Store, timeout: float, end: threading.Event) -> None:
         elif any(now[1:] != then[1:] for now, then in zip(beats, before[1], strict=True)):
             since, before = time.monotonic(), None  # somebody works: this rank only waits
         else:
-            _give_up(culprits(before[1], beats), beats, timeout)
+            _give_up(culprits(before[1], beats), beats, timeout, 4 * pause)
 
 
 def culprits(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) -> list[int]:
@@ -107,7 +108,7 @@ def culprits(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) -> l
     return still or [rank for rank, n in enumerate(now) if n[2] == fewest]
 
 
-def _give_up(hanging: list[int], beats: Sequence[Sequence[int]], timeout: float) -> None:
+def _give_up(hanging: list[int], beats: Sequence[Sequence[int]], timeout: float, grace: float) -> None:
     others = [rank for rank in range(len(beats)) if rank not in hanging]
     if ranks.rank() == (others or hanging)[0]:
         names, step = ", ".join(map(str, hanging)), max(n[1] for n in beats)  # of one that is stopped it is out of date
@@ -119,4 +120,6 @@ def _give_up(hanging: list[int], beats: Sequence[Sequence[int]], timeout: float)
         )
     if ranks.rank() in hanging:
         faulthandler.dump_traceback()
+    else:
+        time.sleep(grace)  # the store may be this process's, and those that hang find out by it that they do
     os._exit(1)
