@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
 import sfa_ext
 from sfa_ext import backbones
-from sfa_ext.files import write_text
 
-from .timing import cpu_name, in_turns, milliseconds, result_path, rows_of, setting, table
+from .timing import cpu_name, fill, in_turns, milliseconds, result_path, setting, table
 
 NAME = "swinv2_base_window8_256"
 STOCK, FAST, STOCK_SFA, SFA = "timm", "accelerated", "timm, SFA-B", "accelerated, SFA-B"
@@ -95,13 +94,13 @@ def main() -> None:
     header = ["pixels", "batch", "dtype", *(f"{n} ms" for n in (STOCK, FAST, STOCK_SFA, SFA))]
     header += [f"{FAST} / timm", f"{SFA} / timm", f"{SFA} / {FAST}", "distance"]
     path = result_path("accelerate" if args.threads == 1 else f"accelerate-{args.threads}-threads")
-    rows = rows_of(path, header, f"`{command}`") if args.resume else []
-    for dtype, size, batch in itertools.product(args.dtype, args.sizes, args.batch):
-        if [f"{size}", f"{batch}", dtype] in [r[:3] for r in rows]:
-            continue
-        rows.append(row(size, batch, dtype, args.turns, clock))
-        print(*rows[-1], sep="  ", flush=True)
-        text = TEXT.format(
+    cases = (
+        ([f"{size}", f"{batch}", dtype], partial(row, size, batch, dtype, args.turns, clock))
+        for dtype, size, batch in itertools.product(args.dtype, args.sizes, args.batch)
+    )
+
+    def text(rows: list[list[str]]) -> str:
+        return TEXT.format(
             cpu=cpu_name(),
             setting=setting(),
             clock="processor time" if args.threads == 1 else "wall-clock time",
@@ -110,9 +109,8 @@ def main() -> None:
             command=command,
             table=table(header, rows),
         )
-        write_text(path, text)
-        gc.collect()
-    print(f"wrote {path}")
+
+    fill(path, header, command, cases, text, args.resume)
 
 
 if __name__ == "__main__":

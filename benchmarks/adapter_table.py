@@ -12,18 +12,16 @@ disturbs less.
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from sfa_ext.files import write_text
-
-from .adapter_cases import CANDIDATES, DTYPES, FEW, FEW_HIDDEN, PHASES, calls, shapes
-from .timing import cpu_name, result_path, rows_of, setting, table
+from .adapter_cases import CANDIDATES, DTYPES, FEW, FEW_HIDDEN, PHASES, Shape, calls, shapes
+from .timing import cpu_name, fill, result_path, setting, table
 
 TEXT = """# The adapter operators on {cpu}
 
@@ -44,18 +42,13 @@ def main() -> None:
     clock = time.thread_time if args.threads == 1 else time.perf_counter
     columns = ["shape", "phase", *(f"{n} ms" for n in CANDIDATES), *(f"{n} / ours" for n in CANDIDATES[1:])]
     command, path = "python -m benchmarks.adapter_table" + args.given, result_path("adapter")
-    rows = rows_of(path, columns, f"`{command}`") if args.resume else []
-    for shape, phase in itertools.product(shapes(args.all, tuple(args.batch), tuple(args.dtype)), PHASES):
-        if [str(shape), phase] in [row[:2] for row in rows]:
-            continue
-        names = CANDIDATES if (shape.width, shape.rows) in FEW and shape.hidden in FEW_HIDDEN else CANDIDATES[:2]
-        seconds = _seconds(calls(shape, phase, names), args.turns, clock)
-        against = {name: _ratio(seconds[name], seconds["ours"]) for name in names[1:]}
-        times = [f"{statistics.median(seconds[name]) * 1e3:.2f}" if name in names else "" for name in CANDIDATES]
-        cells = [f"{against[name]:.2f}" if name in names else "" for name in CANDIDATES[1:]]
-        rows.append([str(shape), phase, *times, *cells])
-        print(*rows[-1], sep="  ", flush=True)
-        text = TEXT.format(
+    cases = (
+        ([str(shape), phase], partial(_row, shape, phase, args.turns, clock))
+        for shape, phase in itertools.product(shapes(args.all, tuple(args.batch), tuple(args.dtype)), PHASES)
+    )
+
+    def text(rows: list[list[str]]) -> str:
+        return TEXT.format(
             cpu=cpu_name(),
             setting=setting(),
             clock="processor time" if args.threads == 1 else "wall-clock time",
@@ -64,9 +57,17 @@ def main() -> None:
             summary=_summary(rows),
             table=table(columns, rows),
         )
-        write_text(path, text)
-        gc.collect()
-    print(f"wrote {path}")
+
+    fill(path, columns, command, cases, text, args.resume)
+
+
+def _row(shape: Shape, phase: str, turns: int, clock: Callable[[], float]) -> list[str]:
+    names = CANDIDATES if (shape.width, shape.rows) in FEW and shape.hidden in FEW_HIDDEN else CANDIDATES[:2]
+    seconds = _seconds(calls(shape, phase, names), turns, clock)
+    against = {name: _ratio(seconds[name], seconds["ours"]) for name in names[1:]}
+    times = [f"{statistics.median(seconds[name]) * 1e3:.2f}" if name in names else "" for name in CANDIDATES]
+    cells = [f"{against[name]:.2f}" if name in names else "" for name in CANDIDATES[1:]]
+    return [str(shape), phase, *times, *cells]
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,7 +8,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -100,6 +100,31 @@ def rows_of(path: Path, header: list[str], line: str) -> list[list[str]]:
     if title not in lines or not any(line in text for text in lines):
         return []
     return [[cell.strip() for cell in row[1:-1].split("|")] for row in lines[lines.index(title) + 2 :] if row]
+
+
+def fill(
+    path: Path,
+    header: list[str],
+    command: str,
+    cases: Iterable[tuple[list[str], Callable[[], list[str]]]],
+    text: Callable[[list[list[str]]], str],
+    resume: bool,
+) -> None:
+    """Measures line by line and writes the file after each; with `resume` lines that `command` wrote there are kept.
+
+    cases: the first cells of a line, which tell it from others, and what measures the whole line.
+    """
+    from sfa_ext.files import write_text  # needs the built operators, which gpu_check starts without
+
+    rows = rows_of(path, header, f"`{command}`") if resume else []
+    for key, measure in cases:
+        if key in [row[: len(key)] for row in rows]:
+            continue
+        rows.append(measure())
+        print(*rows[-1], sep="  ", flush=True)
+        write_text(path, text(rows))
+        gc.collect()
+    print(f"wrote {path}")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

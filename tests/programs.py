@@ -19,9 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
-Replacement = tuple[
-    str, str, str
-]  # file, such as "cuda/adapter.cuh" or, beside the program, "self_test.cuh", old text, new text
+# file ("cuda/adapter.cuh" or, beside the program, "self_test.cuh"), old text, new text
+Replacement = tuple[str, str, str]
 
 
 @functools.cache

@@ -7,6 +7,8 @@ from pathlib import Path
 import programs
 import pytest
 
+from sfa_ext.env import environment
+
 HERE = Path(__file__).resolve().parent
 WIDE = ("-mavx2", "-mfma", "-mf16c", "-DSFA_VECTOR_BYTES=64", "-Wno-psabi", "-Wno-maybe-uninitialized")
 TILES = ("-D__AMX_BF16__", "-include", str(HERE / "emulated_amx.h"))
@@ -21,8 +23,7 @@ FAULTS = {
 
 
 def build(replace: tuple[programs.Replacement, ...] = ()) -> Path:
-    flags = "".join(Path("/proc/cpuinfo").read_text().partition("flags")[2].splitlines()[:1]).split()
-    if not {"avx2", "fma", "f16c"} <= set(flags):
+    if "avx2" not in environment()["cpu"]["isas_available"]:
         pytest.skip("this processor has no AVX2 to emulate wider vectors with")
     return programs.build(HERE / "adapter.cpp", ("cpu",), (*WIDE, *TILES), sanitize=True, replace=replace)
 

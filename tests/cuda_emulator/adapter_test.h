@@ -18,6 +18,19 @@ inline std::string name_of(const char* what, const emulator::Order& order) {
   return std::string(what) + ", " + order_name(order);
 }
 
+template <class T>
+AdapterArgs<T> arguments_of(const Case& c, Buffer<T>& x, Buffer<T>& w_down, Buffer<T>& w_up, Buffer<T>& out) {
+  AdapterArgs<T> args{};
+  args.rows = c.rows;
+  args.width = static_cast<int>(c.width);
+  args.hidden = static_cast<int>(c.hidden);
+  args.x = x.data();
+  args.w_down = w_down.data();
+  args.w_up = w_up.data();
+  args.out = out.data();
+  return args;
+}
+
 // The result, without the hidden numbers and with them, with biases and without.
 template <class Math>
 void forward(const Case& c, bool with_bias) {
@@ -43,16 +56,9 @@ void forward(const Case& c, bool with_bias) {
   for (const emulator::Order& order : emulator::all_orders()) {
     emulator::order = order;
     Buffer<T> out(rows * width), kept(rows * hidden);
-    AdapterArgs<T> args{};
-    args.rows = rows;
-    args.width = static_cast<int>(width);
-    args.hidden = static_cast<int>(hidden);
-    args.x = x.data();
-    args.w_down = w_down.data();
+    AdapterArgs<T> args = arguments_of(c, x, w_down, w_up, out);
     args.b_down = with_bias ? b_down.data() : nullptr;
-    args.w_up = w_up.data();
     args.b_up = with_bias ? b_up.data() : nullptr;
-    args.out = out.data();
     launch_adapter<Math>(*plan, args, nullptr);
     expect_close(numbers(out), exact, bound, name_of("result", order));
     out.expect_intact("out");
@@ -103,14 +109,7 @@ void backward(const Case& c, bool load_mask) {
   for (const emulator::Order& order : emulator::all_orders()) {
     emulator::order = order;
     Buffer<T> grad_x(rows * width), grad_hidden(rows * hidden), mask(rows * step);
-    AdapterArgs<T> args{};
-    args.rows = rows;
-    args.width = static_cast<int>(width);
-    args.hidden = static_cast<int>(hidden);
-    args.x = grad.data();
-    args.w_down = up_transposed.data();
-    args.w_up = down_transposed.data();
-    args.out = grad_x.data();
+    AdapterArgs<T> args = arguments_of(c, grad, up_transposed, down_transposed, grad_x);
     args.hidden_out = grad_hidden.data();
     args.hidden_step = hidden;
     args.masked = true;
@@ -156,15 +155,7 @@ void infinity(const Case& c) {
   expect(plan.has_value(), "there is a plan");
   if (!plan) return;
   emulator::order = {};
-  AdapterArgs<T> args{};
-  args.rows = rows;
-  args.width = static_cast<int>(width);
-  args.hidden = static_cast<int>(hidden);
-  args.x = x.data();
-  args.w_down = w_down.data();
-  args.w_up = w_up.data();
-  args.out = out.data();
-  launch_adapter<Math>(*plan, args, nullptr);
+  launch_adapter<Math>(*plan, arguments_of(c, x, w_down, w_up, out), nullptr);
   bool same = true;
   for (int64_t j = 0; j < width; ++j) same = same && to_float(out[j]) == to_float(x[j]);
   expect(same, "a row whose hidden numbers all die of infinity is left as it is");
