@@ -48,9 +48,9 @@ def test_every_operator_has_a_cuda_kernel_too():
 def test_the_cuda_library_loads_without_a_gpu_and_serves_every_operator():
     code = """
 import torch
-from sfa_ext.ops import backends
+from sfa_ext.ops.backends import OPERATORS
 from sfa_ext.cli import main
-for op, served in backends().items():
+for op in OPERATORS:
     assert "\\nCUDA: registered at csrc/cuda/module.cpp" in torch._C._dispatch_dump(f"sfa::{op}"), op
 raise SystemExit(main(["env"]))
 """
