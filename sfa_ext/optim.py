@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfa_ext import ops, ranks  # noqa: F401  (ops registers torch.ops.sfa)
-from sfa_ext.selection.shards import gathered, local, part_of, shared_as
+from sfa_ext.selection.shards import local, part_of, shared_as
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -229,12 +229,8 @@ class SparseAdamW(torch.optim.Optimizer):
         return parts | ({"master": local(weight).flatten()[index].float()} if weight.dtype in _HALF else {})
 
     def selected_state(self) -> dict[str, Tensor]:
-        """State of the selected entries as a flat dict of tensors, for `load_selected_state`.
-
-        Of weights that ranks share, what belongs to entries is on the first rank, and shared tensors are on all.
-        """
+        """State of this rank's selected entries as a flat dict of tensors, for `load_selected_state`."""
         state = {f"{n}/{part}": t for n, moments in self._moments.items() for part, t in moments.items()}
-        state = gathered(state, self.search.selection.shared)
         if self._everything is not None:
             for name, weight in self.search.weights.items():
                 kept = self._everything.state[weight].items()
@@ -242,7 +238,7 @@ class SparseAdamW(torch.optim.Optimizer):
         return state | {"ages": self.ages, "skipped": torch.tensor(self.skipped)}
 
     def load_selected_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `selected_state` returned, whole and on every rank, after the search took its own state."""
+        """Takes what `selected_state` returned, of all ranks joined or of this one, after the search took its state."""
         self.ages.copy_(state["ages"])
         self.skipped = int(state["skipped"])
         for part in ("exp_avg", "exp_avg_sq", "master"):

@@ -143,8 +143,7 @@ class Adaptation(abc.ABC):
     def state(self) -> dict[str, Tensor]:
         """All that differs from the bare backbone, as a flat dict of tensors.
 
-        Of a backbone that ranks share, all of them ask: parameters are shared tensors then, and what is selected is on
-        the first rank alone.
+        Of a backbone that ranks share, parameters are shared tensors, and of what is selected each rank has its part.
         """
         return {f"parameters/{name}": p.detach() for name, p in self.named_parameters()}
 
@@ -169,9 +168,12 @@ class Adaptation(abc.ABC):
         """What the method itself keeps in `optimizer` beyond AdamW's own state."""
         return {}
 
-    def own_state(self) -> list[str]:
-        """Names in `optimizer_state` of what each of several ranks has of its own; their mean may replace it."""
-        return []
+    def own_state(self) -> dict[str, str]:
+        """Names in `state` and `optimizer_state` of what each of several ranks has of its own, and what stands for it.
+
+        On another number of ranks that is their "mean", or all of them "joined" in the order of ranks.
+        """
+        return {}
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Takes what `optimizer_state` returned; most methods keep nothing there."""

@@ -268,10 +268,15 @@ class SFAAdaptation(Adaptation):
         searched = {f"search/{name}": t for name, t in self.search.state().items()}
         return searched | {f"selected/{name}": t for name, t in self._sparse.selected_state().items()}
 
-    def own_state(self) -> list[str]:
-        if self.search is None or not self.search.has_own_scores:
-            return []
-        return [f"search/scores/{name}" for name in self.search.scores]
+    def own_state(self) -> dict[str, str]:
+        own = {}
+        if self.search is not None and self.search.has_own_scores:
+            own |= {f"search/scores/{name}": "mean" for name in self.search.scores}
+        if self.selection.shared:
+            entries = {f"selection/{n}": ("index", "round", "original", "value") for n, _ in self.selection}
+            moments = {f"selected/{n}": ("exp_avg", "exp_avg_sq", "master") for n, _ in self.selection}
+            own |= {f"{name}/{part}": "joined" for name, parts in (entries | moments).items() for part in parts}
+        return own
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
         if self._sparse is not None:

@@ -123,18 +123,19 @@ class Selection:
 
     def whole(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Positions in the whole weights and values there, by weight name: on the first rank, on others nothing."""
-        index = {name: e.index + span(self.weights[name])[0] for name, e in self}
-        return gathered(index, self.shared), gathered(self.values(), self.shared)
+        return gathered(self._positions(), self.shared), gathered(self.values(), self.shared)
+
+    def _positions(self) -> dict[str, Tensor]:
+        return {name: e.index + span(self.weights[name])[0] for name, e in self}
 
     def state(self) -> dict[str, Tensor]:
-        """Positions, rounds, original and present values as a flat dict of tensors, for `load_state`.
+        """Positions in the whole weights, rounds, original and present values of this rank's entries.
 
-        Of weights that ranks share, all of it is on the first rank, and nothing on others.
+        A flat dict of tensors, for `load_state`, which takes them of all ranks, joined in their order, or of this one.
         """
-        parts = {f"{name}/{part}": getattr(e, part) for name, e in self for part in ("round", "original")}
-        index, values = self.whole()
-        state = gathered(parts, self.shared)
-        return state | {f"{n}/index": i for n, i in index.items()} | {f"{n}/value": v for n, v in values.items()}
+        state = {f"{name}/{part}": getattr(e, part) for name, e in self for part in ("round", "original")}
+        parts = {"index": self._positions(), "value": self.values()}
+        return state | {f"{name}/{part}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes what `state` returned, on any number of ranks, and writes its values into the weights.
@@ -170,11 +171,14 @@ class Selection:
         return Entries(index, rounds, present), value
 
     def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of numbers [k] for all entries of each weight, in the order of positions, those of this rank's entries."""
+        """Of numbers [k] for all entries of each weight, in the order of positions, those of this rank's entries.
+
+        Of this rank's entries alone, the numbers are returned as they are.
+        """
         lengths = [len(self.entries[name]) for name in whole]
         firsts = ranks.sums_before(lengths) if self.shared and lengths else [0] * len(lengths)
         spans = zip(whole.items(), firsts, lengths, strict=True)
-        return {name: numbers[first : first + length] for (name, numbers), first, length in spans}
+        return {n: t if len(t) == length else t[first : first + length] for (n, t), first, length in spans}
 
     def _here(self, name: str, index: Tensor) -> Tensor:
         """Of sorted positions in the whole weight those on this rank, counted from the start of its part."""

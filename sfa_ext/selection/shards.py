@@ -57,7 +57,9 @@ def span(tensor: Tensor) -> tuple[int, int]:
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """What this rank would hold of `whole` were it shared as `like` is, which has its shape."""
+    """What this rank would hold of `whole` were it shared as `like` is, which has its shape; or holds, if it is."""
+    if is_shard(whole):
+        return local(whole)
     begin, end = span(like)
     return whole.flatten()[begin:end].view(local(like).shape)
 
@@ -74,7 +76,7 @@ def shared_as(like: Tensor, part: Tensor) -> Tensor:
 
 def copy_(tensor: Tensor, value: Tensor) -> None:
     """Fills what this rank holds of `tensor` from `value`: the whole of it, or shared as `tensor` is."""
-    local(tensor).copy_(local(value) if is_shard(value) else part_of(value, tensor))
+    local(tensor).copy_(part_of(value, tensor))
 
 
 def whole(tensor: Tensor) -> Tensor:

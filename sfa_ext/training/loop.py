@@ -19,7 +19,8 @@ from sfa_ext import data, deltas, ranks, tasks
 from sfa_ext.data.augment import train_transform
 from sfa_ext.data.loading import loader
 from sfa_ext.data.unreadable import Unreadable
-from sfa_ext.training import checkpoint, memory, schedule, sharding
+from sfa_ext.training import memory, schedule, sharding
+from sfa_ext.training.checkpoint import Checkpoints
 from sfa_ext.training.evaluate import evaluate
 from sfa_ext.training.faults import Diverged, Stopped, StopSignal
 from sfa_ext.training.folder import CHECKPOINTS, TASK, claim
@@ -29,6 +30,7 @@ from sfa_ext.training.norms import SharedBatchNorm2d
 from sfa_ext.training.recipe import Recipe
 from sfa_ext.training.run import task_file
 from sfa_ext.training.seeds import derive, stream
+from sfa_ext.training.snapshot import collect, restore
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,7 +84,7 @@ class Fit:
         self.failing, self.suspects = 0, ""  # steps in a row that were skipped; the images of the last one
         self.results: dict[str, dict[str, float]] = {}
         self.stop, self.asked_to_stop = StopSignal(), False
-        self.checkpoints = checkpoint.Checkpoints(self.folder / CHECKPOINTS, recipe.keep, recipe.save_async)
+        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, recipe.keep, recipe.save_async)
         self._resume()
 
     def _share(self) -> None:
@@ -326,9 +328,10 @@ class Fit:
 
     def _save(self, agreed: bool = True) -> None:
         kept = ("step", "skipped", "failing", "seconds", "stepping", "peak_memory", "results")
-        meta = {name: getattr(self, name) for name in kept} | {"unreadable": self.unreadable.positions}
-        state, own, more = checkpoint.collect(self.model, self.optimizer, self.scaler)
-        self.checkpoints.save(state, own, meta | more, agreed)
+        facts = {name: getattr(self, name) for name in kept} | {"unreadable": self.unreadable.positions}
+        snapshot = collect(self.model, self.optimizer, self.scaler)
+        snapshot.facts |= facts
+        self.checkpoints.save(snapshot, agreed)
 
     def _save_and_stop(self, agreed: bool = True) -> None:
         """agreed: all ranks stop here; else each for itself, in an evaluation, where none waits for another."""
@@ -337,10 +340,11 @@ class Fit:
         raise Stopped(self.stop, f" at step {self.step}, saved; the same command goes on from there")
 
     def _resume(self) -> None:
-        if (found := self.checkpoints.newest()) is None:
+        mesh = next(self.model.backbone.parameters()).device_mesh if self.shared else None
+        if (found := self.checkpoints.newest(mesh)) is None:
             return
-        tensors, meta = found
-        checkpoint.restore(tensors, meta, self.model, self.optimizer, self.scaler)
+        restore(found, self.model, self.optimizer, self.scaler)
+        meta = found.facts
         self.failing = meta.get("failing", 0)
         self.step, self.skipped, self.seconds = meta["step"], meta["skipped"], meta["seconds"]
         self.stepping, self.peak_memory = meta.get("stepping", 0.0), meta.get("peak_memory", 0)

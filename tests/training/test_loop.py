@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from sfa_ext import deltas
-from sfa_ext.files import read_tensors
 from sfa_ext.training import log, recipe
 from sfa_ext.training.checkpoint import paths
+from sfa_ext.training.checkpoint_folder import read
 from sfa_ext.training.loop import CHECKPOINTS, TASK, Fit
 from sfa_ext.training.run import open_run
 
@@ -25,7 +25,7 @@ def fit(job, folder, *overrides):
 
 
 def same_tensors(a, b):
-    first, second = read_tensors(a)[0], read_tensors(b)[0]
+    first, second = read(a).tensors, read(b).tensors
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
@@ -123,7 +123,7 @@ def test_kill_9_while_training_loses_nothing(job, tmp_path):
         ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         while kill_at and process.poll() is None:
-            if (path := newest(folder)) and read_tensors(path)[1]["step"] >= kill_at:
+            if (path := newest(folder)) and int(path.name.removeprefix("step-")) >= kill_at:
                 os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.02)
@@ -213,10 +213,10 @@ def test_a_folder_of_another_recipe_is_refused(job, tmp_path):
 def test_a_damaged_checkpoint_is_refused_by_name(job, tmp_path, damage):
     run = fit(job, tmp_path / "run", "optim.steps=3", "method.name=frozen")
     run.run()
-    path = newest(tmp_path / "run")
+    (path,) = newest(tmp_path / "run").glob("*.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff" * 8 + whole[8:])
-    with pytest.raises(ValueError, match="step-000000003.safetensors: cannot be read, it is truncated, altered"):
+    with pytest.raises(ValueError, match="step-000000003: cannot be read, it is truncated, altered"):
         fit(job, tmp_path / "run", "optim.steps=3", "method.name=frozen")
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from sfa_ext import cli, deltas
 from sfa_ext.data import DataError
-from sfa_ext.files import read_tensors
 from sfa_ext.report import run as report
 from sfa_ext.training import log, recipe
 from sfa_ext.training.checkpoint import paths
+from sfa_ext.training.checkpoint_folder import read
 from sfa_ext.training.loop import CHECKPOINTS, TASK, Fit
 
 SMALL = [
@@ -73,9 +73,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(root, tmp_path, monkeypa
     resumed = fit(root, tmp_path / "parts", "data.bad_share=0.5")
     assert resumed.step == 3
     resumed.run()
-    whole, parts = (read_tensors(paths(tmp_path / n / CHECKPOINTS)[-1]) for n in ("whole", "parts"))
-    assert whole[1]["unreadable"] == parts[1]["unreadable"] == [1, 4]
-    assert all((whole[0][n] == parts[0][n]).all() for n in whole[0])
+    whole, parts = (read(paths(tmp_path / n / CHECKPOINTS)[-1]) for n in ("whole", "parts"))
+    assert whole.facts["unreadable"] == parts.facts["unreadable"] == [1, 4]
+    assert all((whole.tensors[n] == parts.tensors[n]).all() for n in whole.tensors)
     assert log.read(tmp_path / "whole") == log.read(tmp_path / "parts")
     tasks = [deltas.read(tmp_path / n / TASK) for n in ("whole", "parts")]
     assert tasks[0].meta["results"] == tasks[1].meta["results"]
