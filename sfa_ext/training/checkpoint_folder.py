@@ -91,7 +91,7 @@ def read(folder: Path, mesh: Any = None) -> Snapshot:
     mesh: of torch's DeviceMesh, all ranks in one dimension: tensors that ranks shared come as such then, and each rank
         reads its own rows. Without it every rank has them whole.
 
-    A rank has its own tensors back bit by bit where as many ranks read as wrote. Raises ValueError where the folder is
+    A rank has its own tensors back bit by bit where as many ranks read as wrote, and share as those did. Raises ValueError where the folder is
     truncated, altered or foreign.
     """
     from torch.distributed.checkpoint import CheckpointException
@@ -114,7 +114,8 @@ def _load(folder: Path, seal: dict[str, Any], mesh: Any) -> dict[str, Tensor]:
 
     reader, own, writers = HuggingFaceStorageReader(str(folder)), seal["own"], range(seal["parts"])
     sizes = reader.read_metadata().state_dict_metadata
-    from_ranks = [ranks.rank()] if ranks.size() == len(writers) else writers
+    alike = ranks.size() == len(writers) and (mesh is not None) == bool(seal["shared"])
+    from_ranks = [ranks.rank()] if alike else writers
     stored = {name: [_own_name(name, r) for r in from_ranks] for name in own}
     stored |= {name: [name] for name in sizes if not name.startswith(_OWN)}
     as_shared = set(seal["shared"]) if mesh is not None else ()

@@ -133,15 +133,18 @@ def mesh():
 def write_rows(folder):
     rows = distribute_tensor(ROWS, mesh(), [Shard(0)])
     with Checkpoints(folder, 1, background=True) as checkpoints:
-        checkpoints.save(Snapshot({"rows": rows, "same": torch.ones(2)}, {}, {"step": 1}))
+        tensors = {"rows": rows, "same": torch.ones(2), "own": torch.tensor([ranks.rank()])}
+        checkpoints.save(Snapshot(tensors, {"own": "joined"}, {"step": 1}))
         local(rows).fill_(-1)
 
 
 def read_rows(folder):
     """What this rank has of the rows, shared again, and whether it can have them whole."""
     checkpoints = Checkpoints(folder, 1)
-    shared, whole = (checkpoints.newest(m).tensors["rows"] for m in (mesh(), None))
-    return shared.to_local().tolist(), torch.equal(whole, ROWS) and shared.shape == ROWS.shape
+    shared, whole = (checkpoints.newest(m).tensors for m in (mesh(), None))
+    rows, fits = shared["rows"].to_local().tolist(), shared["rows"].shape == ROWS.shape
+    own = [t["own"].tolist() for t in (shared, whole)]
+    return rows, own, fits and torch.equal(whole["rows"], ROWS)
 
 
 def test_ranks_write_and_read_their_own_rows_of_what_they_share(tmp_path):
@@ -151,7 +154,9 @@ def test_ranks_write_and_read_their_own_rows_of_what_they_share(tmp_path):
     for size in (2, 3, 4):
         chunks = [c.tolist() for c in ROWS.chunk(size)]
         chunks += [[]] * (size - len(chunks))
-        assert processes.run(size, read_rows, tmp_path) == [(chunk, True) for chunk in chunks]
+        every = [0, 1, 2, 3]  # also as many ranks have all of it where they do not share
+        own = [[[r] if size == 4 else every, every] for r in range(size)]
+        assert processes.run(size, read_rows, tmp_path) == [(c, o, True) for c, o in zip(chunks, own, strict=True)]
     target = {"rows": torch.empty(5, 3)}  # anybody can read them with torch's own reader
     dcp.load(target, storage_reader=HuggingFaceStorageReader(str(paths(tmp_path)[0])), no_dist=True)
     assert torch.equal(target["rows"], ROWS)
