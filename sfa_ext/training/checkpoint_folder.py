@@ -91,8 +91,8 @@ def read(folder: Path, mesh: Any = None) -> Snapshot:
     mesh: of torch's DeviceMesh, all ranks in one dimension: tensors that ranks shared come as such then, and each rank
         reads its own rows. Without it every rank has them whole.
 
-    A rank has its own tensors back bit by bit where as many ranks read as wrote, and share as those did. Raises ValueError where the folder is
-    truncated, altered or foreign.
+    A rank has its own tensors back bit by bit where as many ranks read as wrote, and share as those did. Raises
+    ValueError where the folder is truncated, altered or foreign.
     """
     from torch.distributed.checkpoint import CheckpointException
 
