@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from torch.distributed import Store
@@ -95,7 +96,7 @@ def _watch(store: Store, timeout: float, end: threading.Event) -> None:
         elif any(now[1:] != then[1:] for now, then in zip(beats, before[1], strict=True)):
             since, before = time.monotonic(), None  # somebody works: this rank only waits
         else:
-            _give_up(culprits(before[1], beats), beats, timeout, 4 * pause)
+            _give_up(store, culprits(before[1], beats), beats, timeout, 4 * pause)
 
 
 def culprits(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) -> list[int]:
@@ -108,7 +109,7 @@ def culprits(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) -> l
     return still or [rank for rank, n in enumerate(now) if n[2] == fewest]
 
 
-def _give_up(hanging: list[int], beats: Sequence[Sequence[int]], timeout: float, grace: float) -> None:
+def _give_up(store: Store, hanging: list[int], beats: Sequence[Sequence[int]], timeout: float, grace: float) -> None:
     others = [rank for rank in range(len(beats)) if rank not in hanging]
     if ranks.rank() == (others or hanging)[0]:
         names, step = ", ".join(map(str, hanging)), max(n[1] for n in beats)  # of one that is stopped it is out of date
@@ -118,7 +119,11 @@ def _give_up(hanging: list[int], beats: Sequence[Sequence[int]], timeout: float,
             file=sys.stderr,
             flush=True,
         )
+        with contextlib.suppress(RuntimeError):
+            store.set("hang/told", "")
     if ranks.rank() in hanging:
+        with contextlib.suppress(RuntimeError):  # left before, it would look to the others like one that crashed
+            store.wait(["hang/told"], timedelta(seconds=timeout + grace))
         faulthandler.dump_traceback()
     else:
         time.sleep(grace)  # the store may be this process's, and those that hang find out by it that they do

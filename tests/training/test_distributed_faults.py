@@ -18,7 +18,7 @@ import torch
 from processes import Ranks
 
 from sfa_ext import deltas, ranks
-from sfa_ext.training import checkpoint, checkpoint_folder, log, recipe, snapshot
+from sfa_ext.training import checkpoint, checkpoint_folder, distributed, log, recipe, snapshot
 from sfa_ext.training.faults import Diverged, Stopped, culprits
 from sfa_ext.training.folder import CHECKPOINTS, TASK
 from sfa_ext.training.loop import Fit
@@ -154,21 +154,29 @@ def sleep_in_step_8():
     before_step(7, 1, lambda: time.sleep(600))
 
 
+def sleep_in_step_8_and_notice_it_first():
+    sleep_in_step_8()
+    if rank_here() == 0:
+        whole = distributed.watched
+        distributed.watched = lambda store, timeout: whole(store, timeout + 1)
+
+
 def stop_in_step_8():
     before_step(7, 1, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
-@pytest.mark.parametrize("prepare", [sleep_in_step_8, stop_in_step_8])
+@pytest.mark.parametrize("prepare", [sleep_in_step_8, sleep_in_step_8_and_notice_it_first, stop_in_step_8])
 def test_a_rank_that_hangs_is_named_with_its_step(job, tmp_path, prepare):
     group = start(job, tmp_path / "run", "timeout=3", prepare=prepare)
     statuses = group.wait()
     first, second = group.texts()
+    seconds = 4 if prepare is sleep_in_step_8_and_notice_it_first else 3
     assert first.splitlines()[-1] == (
-        "sfa: error: rank 1 hangs at step 8: it did nothing for 3 s (timeout), and the others wait for it; the same "
-        "command goes on from the last checkpoint"
+        f"sfa: error: rank 1 hangs at step 8: it did nothing for {seconds} s (timeout), and the others wait for it; "
+        "the same command goes on from the last checkpoint"
     )
     assert statuses[0] == 1
-    if prepare is sleep_in_step_8:  # one that is stopped as a whole cannot say where it is
+    if prepare is not stop_in_step_8:  # one that is stopped as a whole cannot say where it is
         assert statuses[1] == 1 and "in one_step" not in first and "in one_step" in second
 
 
