@@ -415,7 +415,7 @@ def _params(options: argparse.Namespace) -> None:
     overrides = [r for r in options.recipes if "=" in r]
     names = [r for r in options.recipes if "=" not in r]
     if overrides and not names:
-        raise ValueError(f"params: overrides need a recipe; in the package: {', '.join(recipe.names())}")
+        raise ValueError(f"params: {overrides[0]!r} needs a recipe, such as scenes-fpn, in front of it")
     rows = [params.account(Path(n).name.removesuffix(".yaml"), recipe.load(n, overrides)) for n in names]
     if options.methods or options.backbones or options.budget or not names:
         settings = {"budget": options.budget} if options.budget else {}

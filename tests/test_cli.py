@@ -113,7 +113,7 @@ def test_env_prints_text_and_json(capsys):
     ("arguments", "message"),
     [
         (["fit", "nope"], "recipe 'nope': no such file, and no recipe of the package"),
-        (["fit", "job.yaml", "optim.lrr=1"], "optim.lrr"),
+        (["fit", "job.yaml", "optim.lrr=1"], "unknown key: optim.lrr=1"),
         (["fit", "job.yaml", "method.name=magic"], "method: unknown 'magic', known: frozen"),
         (["fit", "job.yaml", "method.settings.budge=1"], "unknown setting 'budge', known: budget"),
         (["fit", "job.yaml", "method.settings.budget=0.0001"], "the smallest budget is"),
@@ -131,7 +131,7 @@ def test_env_prints_text_and_json(capsys):
         (["pretrain", "job.yaml"], "pretraining needs method.name=full, got 'sfa'"),
         (["predict", "nowhere", "a.png"], "run nowhere: no config.yaml there"),
         (["eval", "nowhere"], "run nowhere: no config.yaml there"),
-        (["params", "optim.lr=1"], "params: overrides need a recipe"),
+        (["params", "optim.lr=1"], "params: 'optim.lr=1' needs a recipe"),
     ],
     ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else None,
 )

@@ -124,7 +124,7 @@ def names() -> list[str]:
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     """The study in file `source`, or the package's study of that name, with `key=value` overrides.
 
-    Raises FileNotFoundError for an unknown study (listing the known ones); ValueError for an unknown key, a value of
+    Raises FileNotFoundError for an unknown study (with the nearest known); ValueError for an unknown key, a value of
     the wrong type or a study that makes no sense, and for a recipe that cannot be read with an arm's overrides.
     """
     path = typed.find(source, _FOLDER, "study")

@@ -162,7 +162,7 @@ def names() -> list[str]:
 def load(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """The recipe in file `source`, or the package's recipe of that name, with `key.path=value` overrides.
 
-    Raises FileNotFoundError for an unknown recipe (listing the known ones), ValueError for an unknown key or a value
+    Raises FileNotFoundError for an unknown recipe (with the nearest known), ValueError for an unknown key or a value
     of the wrong type, naming it.
     """
     path = find(source)
@@ -187,7 +187,7 @@ def _settings_that_fit(values: dict[str, Any], overrides: list[str] | tuple[str,
 
 
 def find(source: str | Path) -> Path:
-    """Path of a recipe file or of a recipe in the package. Raises FileNotFoundError, listing the known names."""
+    """Path of a recipe file or of a recipe in the package. Raises FileNotFoundError, with the nearest known names."""
     path = Path(source)
     if path.is_dir() and (path / "config.yaml").is_file():
         return path / "config.yaml"

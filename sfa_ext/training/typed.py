@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Sequence
 from importlib import resources
@@ -24,14 +25,17 @@ def names(folder: str) -> list[str]:
 def find(source: str | Path, folder: str, what: str) -> Path:
     """Path of the file `source`, or of that name in a folder of the package.
 
-    Raises FileNotFoundError, listing the known names of that kind of file (`what`, such as "recipe").
+    Raises FileNotFoundError, with the nearest of the known names of that kind of file (`what`, such as "recipe").
     """
     if Path(source).is_file():
         return Path(source)
     if inside := _inside(str(source), folder):
         return inside
+    known = names(folder)
+    near = difflib.get_close_matches(str(source), known, cutoff=0.0)
     raise FileNotFoundError(
-        f"{what} {str(source)!r}: no such file, and no {what} of the package: {', '.join(names(folder))}"
+        f"{what} {str(source)!r}: no such file, and no {what} of the package; the nearest are {', '.join(near)}, "
+        f"all {len(known)} are in {_path(folder)}"
     )
 
 
@@ -87,7 +91,8 @@ def parse(kind: type[T], values: dict[str, Any], arguments: Sequence[str], where
         made = parser.instantiate(parser.parse_args(list(arguments), namespace=base))
         return kind(**{f.name: getattr(made, f.name) for f in dataclasses.fields(kind)})
     except Exception as error:  # jsonargparse reports every kind of bad value through its own ArgumentError
-        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+        text = " ".join(str(error).split()).replace("unrecognized arguments: --", "unknown key: ")
+        raise ValueError(f"{where}: {text}") from error
 
 
 def _inside(name: str, folder: str) -> Path | None:

@@ -100,8 +100,8 @@ def test_bases_are_no_recipes():
         recipe.load("ade20k")
 
 
-def test_unknown_recipes_list_the_known_ones():
-    with pytest.raises(FileNotFoundError, match="'nope': no such file, and no recipe of the package: ade20k-"):
+def test_unknown_recipes_name_the_nearest_known():
+    with pytest.raises(FileNotFoundError, match="'nope': no such file, and no recipe of the package; the nearest are "):
         recipe.load("nope")
 
 
