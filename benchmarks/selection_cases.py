@@ -120,6 +120,7 @@ def _masked_adamw(p: Tensor, g: Tensor, mask: Tensor, m: Tensor, v: Tensor, step
 def _adamw(shapes: Shapes, draw: str, gathered: bool) -> Candidates:
     weights, grads = _randn(shapes), [g * 1e-3 for g in _randn(shapes)]
     index = DRAWS[draw](shapes)
+    positions = [i.int() for i in index]
     rounds = [torch.zeros(len(i), dtype=torch.int16) for i in index]
     moments = [[torch.zeros(len(i)) for i in index] for _ in range(2)]
     ages = torch.tensor([0])
@@ -135,7 +136,7 @@ def _adamw(shapes: Shapes, draw: str, gathered: bool) -> Candidates:
     masks["float"] = [m.float() for m in masks["bool"]]
 
     def ours() -> None:
-        torch.ops.sfa.sparse_adamw_(weights, given, index, rounds, *moments, [], ages, LR, BETA1, BETA2, EPS, DECAY)
+        torch.ops.sfa.sparse_adamw_(weights, given, positions, rounds, *moments, [], ages, LR, BETA1, BETA2, EPS, DECAY)
 
     def masked(kind: str) -> Callable[[], None]:
         def step() -> None:
@@ -169,10 +170,10 @@ def _adamw_traffic(shapes: Shapes, draw: str, gathered: bool) -> dict[str, int]:
         entries += len(positions)
         lines += len(torch.unique_consecutive(positions // 16))
     gradients = 4 * entries if gathered else 64 * lines
-    checks = (8 + 2) * entries  # positions and rounds, read once before anything is changed
+    checks = (4 + 2) * entries  # positions and rounds, read once before anything is changed
     return {
         # Positions and rounds; both moments and the weights' lines read and written; gradients.
-        "ours": checks + (8 + 2) * entries + 16 * entries + 2 * 64 * lines + gradients,
+        "ours": checks + (4 + 2) * entries + 16 * entries + 2 * 64 * lines + gradients,
         # Gradient and mask read, gradient written; then gradient, weight and moments read, the last three written.
         "bool mask + fused AdamW": (4 + 1 + 4 + 28) * numbers,
         "float mask + fused AdamW": (4 + 4 + 4 + 28) * numbers,

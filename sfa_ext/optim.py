@@ -164,7 +164,7 @@ class SparseAdamW(torch.optim.Optimizer):
             grown[part] = torch.cat([tensor, new])[order]
         if "master" in grown:
             fresh = entries.round == self.search.round - 1
-            grown["master"] = torch.where(fresh, local(weight).flatten()[entries.index].float(), grown["master"])
+            grown["master"] = torch.where(fresh, entries.of(weight).float(), grown["master"])
         return grown
 
     def _follow_search(self) -> None:
@@ -180,10 +180,9 @@ class SparseAdamW(torch.optim.Optimizer):
         position = list(self.search.weights).index(name)
 
         def gather(weight: Tensor) -> None:
-            index = self.search.selection.entries[name].index
             slot = self._selected["params"][position]
             if self.search.selection.counts()[name]:  # on any rank: all ranks then take the same steps
-                values = local(weight.grad).flatten()[index]
+                values = self.search.selection.entries[name].of(weight.grad)
                 # While the search runs weight.grad itself accumulates over micro-batches, later the slot does.
                 again = self.search.finished and slot.grad is not None
                 slot.grad = slot.grad + values if again else values
@@ -197,7 +196,7 @@ class SparseAdamW(torch.optim.Optimizer):
         for slot, (name, entries) in zip(self.slots(), self.search.selection, strict=True):
             gradient = self.search.weights[name].grad
             if gradient is not None and self.search.selection.counts()[name]:
-                slot.grad = local(gradient).flatten()[entries.index]
+                slot.grad = entries.of(gradient)
         if own and self.search.schedule.interval == 0:  # they are applied in this very step
             ranks.mean_gradients(self.slots())
 
@@ -223,10 +222,12 @@ class SparseAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _new_moments(self, name: str) -> dict[str, Tensor]:
-        weight, index = self.search.weights[name], self.search.selection.entries[name].index
+        weight, entries = self.search.weights[name], self.search.selection.entries[name]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        parts = {part: torch.zeros(len(index), dtype=dtype, device=weight.device) for part in ("exp_avg", "exp_avg_sq")}
-        return parts | ({"master": local(weight).flatten()[index].float()} if weight.dtype in _HALF else {})
+        parts = {
+            part: torch.zeros(len(entries), dtype=dtype, device=weight.device) for part in ("exp_avg", "exp_avg_sq")
+        }
+        return parts | ({"master": entries.of(weight).float()} if weight.dtype in _HALF else {})
 
     def selected_state(self) -> dict[str, Tensor]:
         """State of this rank's selected entries as a flat dict of tensors, for `load_selected_state`."""

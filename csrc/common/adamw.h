@@ -11,7 +11,7 @@ namespace sfa {
 struct AdamWEntry {
   void* weight;
   const void* grad;
-  const int64_t* index;  // [k]
+  const void* index;     // [k] int64, or int32 where `narrow`
   const int16_t* round;  // [k]
   void* exp_avg;         // [k]
   void* exp_avg_sq;      // [k]
@@ -19,6 +19,7 @@ struct AdamWEntry {
   int64_t k;
   int64_t numel;
   bool gathered;  // grad is [k], not of the weight's shape
+  bool narrow;
 };
 
 struct AdamWSettings {

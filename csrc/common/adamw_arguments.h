@@ -66,21 +66,23 @@ class AdamWArguments {
                     "grads must have the dtype of the weights");
     const bool gathered = grad.dim() == 1 && grad.numel() == k;
     STD_TORCH_CHECK(gathered || grad.numel() == weight.numel(), "grads must have a weight's shape or be gathered");
-    check_form(index, "indices", {k}, ScalarType::Long);
+    const bool narrow = index.scalar_type() == ScalarType::Int;
+    check_form(index, "indices", {k}, narrow ? ScalarType::Int : ScalarType::Long);
     check_form(round, "rounds", {k}, ScalarType::Short);
     check_form(exp_avg, "exp_avgs", {k}, wide);
     check_form(exp_avg_sq, "exp_avg_sqs", {k}, wide);
     if (master != nullptr) check_form(*master, "masters", {k}, ScalarType::Float);
     return {weight.mutable_data_ptr(),
             grad.const_data_ptr(),
-            static_cast<const int64_t*>(index.const_data_ptr()),
+            index.const_data_ptr(),
             static_cast<const int16_t*>(round.const_data_ptr()),
             exp_avg.mutable_data_ptr(),
             exp_avg_sq.mutable_data_ptr(),
             master == nullptr ? nullptr : static_cast<float*>(master->mutable_data_ptr()),
             k,
             weight.numel(),
-            gathered};
+            gathered,
+            narrow};
   }
 };
 

@@ -30,7 +30,7 @@ void start(const std::vector<AdamWEntry>& lists, ScalarType weight_type, ScalarT
 
 void sparse_adamw_(const std::vector<Tensor>& weights,      // any shapes, contiguous
                    const std::vector<Tensor>& grads,        // of the weights' shapes, or [k_i]: gathered at indices[i]
-                   const std::vector<Tensor>& indices,      // [k_i] int64, strictly increasing flat positions
+                   const std::vector<Tensor>& indices,      // [k_i] int64 or int32, strictly increasing flat positions
                    const std::vector<Tensor>& rounds,       // [k_i] int16: which round selected the entry
                    const std::vector<Tensor>& exp_avgs,     // [k_i] float32; float64 for float64 weights
                    const std::vector<Tensor>& exp_avg_sqs,  // [k_i], as exp_avgs

@@ -3,8 +3,9 @@
 // on counting.
 //
 // Floor, in bytes of device memory: of the weight the 32-byte sectors that hold an entry, read and written, and the
-// same sectors of a dense gradient, read; 10 for each entry's position and round, 16 for its moments, 8 for a master
-// value, 4 (2) for a gathered gradient. At ten per cent of float32 weights at random, 57 % of the sectors are touched.
+// same sectors of a dense gradient, read; 6 or 10 for each entry's position and round, 16 for its moments, 8 for a
+// master value, 4 (2) for a gathered gradient. At ten per cent of float32 weights at random, 57 % of the sectors are
+// touched.
 #pragma once
 
 #include "arithmetic.cuh"
@@ -49,6 +50,10 @@ __device__ __forceinline__ W narrowed(double v) {
   return v;
 }
 
+__device__ __forceinline__ int64_t position_of(const AdamWEntry& e, int64_t i) {
+  return e.narrow ? static_cast<const int32_t*>(e.index)[i] : static_cast<const int64_t*>(e.index)[i];
+}
+
 // W: weights; G: gradients; A: moments and arithmetic. The operations and their order are those of the CPU.
 template <class W, class G, class A>
 __global__ void __launch_bounds__(kAdamWThreads)
@@ -73,8 +78,8 @@ __global__ void __launch_bounds__(kAdamWThreads)
   for (int j = 0; j < kAdamWPerThread; ++j) {
     const int64_t i = begin + j * kAdamWThreads + threadIdx.x;
     if (i >= e.k) continue;
-    position[j] = e.index[i];
-    const int64_t previous = i == 0 ? -1 : e.index[i - 1];
+    position[j] = position_of(e, i);
+    const int64_t previous = i == 0 ? -1 : position_of(e, i - 1);
     const int16_t round = e.round[i];
     require(previous < position[j] && position[j] < e.numel, "indices are strictly increasing within the weight",
             "sparse_adamw_");

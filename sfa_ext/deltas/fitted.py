@@ -15,6 +15,7 @@ from sfa_ext.deltas.capture import head_state, method_of
 from sfa_ext.deltas.file import Task
 from sfa_ext.deltas.wiring import Rewiring, difference, snapshot
 from sfa_ext.methods import Adaptation
+from sfa_ext.selection import position_dtype
 
 _SELECTION_PARTS = {"index": torch.int64, "round": torch.int16, "original": None, "value": None}
 
@@ -132,7 +133,7 @@ def _sparse(task: Task, weights: dict[str, nn.Parameter], device: torch.device) 
             here = "no such weight" if weight is None else f"{weight.numel()} entries"
             raise ValueError(f"selects from {name!r} of {chosen.size} entries, this backbone has {here}")
         if len(chosen.index):
-            index = chosen.index.to(device, torch.int32 if chosen.size < 2**31 else torch.int64)
+            index = chosen.index.to(device, position_dtype(chosen.size))
             found[name] = (weight.detach(), index, chosen.values.to(device, weight.dtype, copy=True))
     return found
 

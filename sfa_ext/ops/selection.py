@@ -10,8 +10,8 @@
     sparse_adamw_(weights, grads, indices, rounds, exp_avgs, exp_avg_sqs, masters, ages, lr, beta1, beta2, eps,
                   weight_decay)
         a step of AdamW (Loshchilov and Hutter, 2019; the arithmetic of torch.optim.AdamW) on the entries indices[i]
-        (int64 [k_i], strictly increasing flat positions) of weights[i] (contiguous) alone. grads[i] has the weight's
-        shape or is gathered to [k_i]. Moments are float32 [k_i] (float64 for float64 weights); masters holds a
+        (int64 or int32 [k_i], strictly increasing flat positions) of weights[i] (contiguous) alone. grads[i] has the
+        weight's shape or is gathered to [k_i]. Moments are float32 [k_i] (float64 for float64 weights); masters holds a
         float32 [k_i] for each bfloat16 or float16 weight, in order, which is the value that is trained. rounds[i]
         (int16 [k_i]) says which round selected an entry, ages (int64) how many steps each round's entries took, -1
         for a round that did not select yet: bias correction goes by an entry's own age. All ages of at least 0 rise

@@ -82,7 +82,7 @@ def sparse_adamw(
         _updated("weights", i, weight)
         _dtype("weights", i, weight, *FLOATING)
         _device("weights", i, weight, ages)
-        _positions("indices", i, index, weight)
+        _positions("indices", i, index, weight, torch.int64, torch.int32)
         _gradient(i, grad, weight, index)
         _per_entry("rounds", i, rounds[i], index, torch.int16)
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32

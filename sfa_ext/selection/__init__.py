@@ -3,7 +3,7 @@
 from sfa_ext.selection.overlap import Overlap, overlap
 from sfa_ext.selection.schedule import Schedule
 from sfa_ext.selection.search import CRITERIA, GRANULARITIES, SCOPES, Search
-from sfa_ext.selection.selection import Entries, Selection
+from sfa_ext.selection.selection import Entries, Selection, position_dtype
 
 __all__ = [
     "CRITERIA",
@@ -15,4 +15,5 @@ __all__ = [
     "Search",
     "Selection",
     "overlap",
+    "position_dtype",
 ]

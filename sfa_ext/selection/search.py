@@ -170,7 +170,7 @@ class Search:
         return {n: part_of(draw(w), w).to(w.device, copy=True) for n, w in self.weights.items()}
 
     def _rank(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        excluded = [e.index for _, e in self.selection]
+        excluded = [e.index.long() for _, e in self.selection]
         values = list(scores.values())
         if self.granularity == "row":
             return dict(zip(scores, self._rank_rows(values, excluded), strict=True))
@@ -204,7 +204,7 @@ class Search:
         for name, weight in self.weights.items():
             local(weight).copy_(self.start[name])
         orders = self.selection.add(picked, self.round)
-        self.selection.write({n: trained[n].flatten()[e.index] for n, e in self.selection})
+        self.selection.write({n: e.of(trained[n]) for n, e in self.selection})
         return orders
 
     def state(self) -> dict[str, Tensor]:

@@ -12,6 +12,11 @@ from sfa_ext import ranks
 from sfa_ext.selection.shards import gathered, local, shared, span, within
 
 
+def position_dtype(size: int) -> torch.dtype:
+    """The narrowest dtype for flat positions among `size` numbers: it halves what is read for them at every step."""
+    return torch.int32 if size <= 2**31 else torch.int64
+
+
 @dataclass
 class Entries:
     """Selected entries of one weight: sorted flat positions, the round of each (from 0), and theta_0 there.
@@ -19,17 +24,21 @@ class Entries:
     Of a weight that ranks share, these are the entries on this rank; positions count from the start of its part.
     """
 
-    index: Tensor  # int64 [k]
+    index: Tensor  # [k] of `position_dtype`
     round: Tensor  # int16 [k]
     original: Tensor  # the weight's dtype [k]
 
     @staticmethod
     def none(weight: Tensor) -> Entries:
         make = lambda dtype: torch.empty(0, dtype=dtype, device=weight.device)  # noqa: E731
-        return Entries(make(torch.int64), make(torch.int16), make(weight.dtype))
+        return Entries(make(position_dtype(weight.numel())), make(torch.int16), make(weight.dtype))
 
     def __len__(self) -> int:
         return self.index.numel()
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """What a tensor like the weight, shared as it is, holds at the entries [k]; a copy."""
+        return local(tensor).flatten().index_select(0, self.index)
 
 
 class Selection:
@@ -94,7 +103,7 @@ class Selection:
         orders, entries = {}, dict(self.entries)
         for name, index in picked.items():
             old = entries[name]
-            merged, order = torch.sort(torch.cat([old.index, index]), stable=True)
+            merged, order = torch.sort(torch.cat([old.index, index.to(old.index.dtype)]), stable=True)
             if (merged[1:] == merged[:-1]).any():
                 raise ValueError(f"picked: {name} holds positions that are selected already")
             weight = local(self.weights[name]).flatten()
@@ -109,7 +118,7 @@ class Selection:
 
     def values(self) -> dict[str, Tensor]:
         """Present values at the selected positions of this rank, by weight name; copies."""
-        return {name: local(self.weights[name]).flatten()[e.index] for name, e in self}
+        return {name: e.of(self.weights[name]) for name, e in self}
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor]) -> None:
@@ -126,7 +135,7 @@ class Selection:
         return gathered(self._positions(), self.shared), gathered(self.values(), self.shared)
 
     def _positions(self) -> dict[str, Tensor]:
-        return {name: e.index + span(self.weights[name])[0] for name, e in self}
+        return {name: e.index.long() + span(self.weights[name])[0] for name, e in self}
 
     def state(self) -> dict[str, Tensor]:
         """Positions in the whole weights, rounds, original and present values of this rank's entries.
@@ -164,11 +173,11 @@ class Selection:
         _check_positions(name, index, weight.numel(), fits)
         here = within(index, weight)
         rounds, value, original = (None if part is None else part[here].to(weight.device) for part in rest)
-        index = self._here(name, index).to(weight.device)
-        present = local(weight).flatten()[index]
-        if original is not None and not torch.equal(present, original):
+        index = self._here(name, index).to(weight.device, position_dtype(local(weight).numel()))
+        entries = Entries(index, rounds, local(weight).flatten().index_select(0, index))
+        if original is not None and not torch.equal(entries.original, original):
             raise ValueError(f"selection: {name!r} holds other values than those selected; another backbone?")
-        return Entries(index, rounds, present), value
+        return entries, value
 
     def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of numbers [k] for all entries of each weight, in the order of positions, those of this rank's entries.

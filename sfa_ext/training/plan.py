@@ -102,7 +102,7 @@ def _plan(model: nn.Module, adaptation: Adaptation, empty: Plan, peaks: list[int
     part = lambda tensors: sum(part_bytes(t, ranks if shard else 1) for t in tensors)  # noqa: E731
     whole = [p for _, p in adaptation.named_parameters()]
     moments, most = adaptation.optimizer_bytes()
-    of_entries = 8 + 2 + _FLOAT + 2 * _FLOAT  # position, round, original value, moments: selection.Entries, SparseAdamW
+    of_entries = 4 + 2 + _FLOAT + 2 * _FLOAT  # position, round, original value, moments: selection.Entries, SparseAdamW
     values = dict(
         parameters=part(model.parameters()) + sum(b.nbytes for b in model.buffers()),
         optimizer=2 * part(whole) + of_entries * selected // (ranks if shard else 1),

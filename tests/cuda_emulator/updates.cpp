@@ -79,11 +79,11 @@ void scores(const std::vector<int64_t>& sizes, int64_t misaligned, const std::st
 constexpr int64_t kRounds = 4;  // the last one has not selected yet
 const AdamWSettings kSettings = {1e-2, 0.9, 0.99, 1e-8, 0.1};
 
-template <class W, class G, class A>
+template <class W, class G, class A, class Index = int64_t>
 void adamw(const std::vector<int64_t>& sizes, bool gathered, const std::string& name) {
   constexpr bool kMaster = sizeof(W) < sizeof(A);
   const auto weights = drawn<W>(sizes);
-  Buffers<int64_t> index;
+  Buffers<Index> index;
   Buffers<int16_t> round;
   std::vector<int64_t> selected;
   for (int64_t size : sizes) {
@@ -91,7 +91,7 @@ void adamw(const std::vector<int64_t>& sizes, bool gathered, const std::string& 
     for (int64_t i = 0; i < size; ++i)
       if (i == size - 1 || bits() % 3 != 0) positions.push_back(i);
     selected.push_back(static_cast<int64_t>(positions.size()));
-    index.push_back(std::make_unique<check::Buffer<int64_t>>(selected.back()));
+    index.push_back(std::make_unique<check::Buffer<Index>>(selected.back()));
     std::copy(positions.begin(), positions.end(), index.back()->data());
     round.push_back(std::make_unique<check::Buffer<int16_t>>(selected.back()));
     for (int64_t i = 0; i < selected.back(); ++i) (*round.back())[i] = static_cast<int16_t>(bits() % (kRounds - 1));
@@ -107,7 +107,8 @@ void adamw(const std::vector<int64_t>& sizes, bool gathered, const std::string& 
   for (size_t t = 0; t < sizes.size(); ++t) {
     for (int64_t i = 0; i < selected[t]; ++i) (*v[t])[i] = std::abs((*v[t])[i]);
     lists.push_back({weights[t]->data(), grads[t]->data(), index[t]->data(), round[t]->data(), m[t]->data(),
-                     v[t]->data(), kMaster ? masters[t]->data() : nullptr, selected[t], sizes[t], gathered});
+                     v[t]->data(), kMaster ? masters[t]->data() : nullptr, selected[t], sizes[t], gathered,
+                     sizeof(Index) == sizeof(int32_t)});
     want.push_back(weights[t]->values());
     want_m.push_back(m[t]->values());
     want_v.push_back(v[t]->values());
@@ -184,7 +185,8 @@ void misuse(const std::string& what) {
   if (what == "swap") return swap_at<uint32_t>({1, 2, 3}, {0, 3});
   if (what == "swap twice") return swap_at<uint32_t>({1, 2, 3}, {1, 1});
   advance_ages(ages, rates, 2, kSettings, nullptr);
-  step<float, float, float>({{weight, weight, index, round, m, v, nullptr, 1, 3, true}}, rates, 2, kSettings, nullptr);
+  step<float, float, float>({{weight, weight, index, round, m, v, nullptr, 1, 3, true, false}}, rates, 2, kSettings,
+                            nullptr);
 }
 
 }  // namespace
@@ -205,6 +207,7 @@ int main(int count, char** arguments) {
     scores<double, double>({5, 1030}, 1, "float64, misaligned");
     adamw<float, float, float>({1, 0, 3, 1030, 5000}, true, "float32, gathered gradients");
     adamw<float, float, float>({700, 2}, false, "float32");
+    adamw<float, float, float, int32_t>({700, 2}, false, "float32, positions of 32 bits");
     adamw<double, double, double>({1030}, false, "float64");
     adamw<Half, Half, float>({700}, true, "float16");
     adamw<BFloat16, float, float>({700}, false, "bfloat16 with float32 gradients");

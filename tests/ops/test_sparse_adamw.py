@@ -127,6 +127,20 @@ def test_dense_and_gathered_gradients_give_the_same_bits(dtype):
     assert torch.equal(e.weight, other.weight) and torch.equal(e.exp_avg_sq, other.exp_avg_sq)
 
 
+@pytest.mark.parametrize("gathered", [False, True], ids=["dense", "gathered"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_positions_of_32_bits_give_the_same_bits(dtype, gathered, device):
+    torch.manual_seed(2)
+    e = Entries.draw((300, 301), dtype, rounds=2, device=device)
+    other = Entries(e.weight.clone(), e.index.int(), e.rounds)
+    for _ in range(2):
+        grad = torch.randn(300, 301, device=device).to(dtype)
+        grad = grad.flatten()[e.index] if gathered else grad
+        for entries in (e, other):
+            step([entries], [grad], torch.tensor([3, 8], device=device))
+    assert torch.equal(e.weight, other.weight) and torch.equal(e.exp_avg_sq, other.exp_avg_sq)
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=name)
 def test_half_weights_train_below_their_resolution(dtype):
     """Steps too small to change a half weight add up in its master value; float32 gradients are taken as they are."""
@@ -232,7 +246,7 @@ def first(tensor):
         ),
         ("indices", first(torch.tensor([7, 2])), r"indices\[0\] must be strictly increasing, got 2 after 7"),
         ("indices", first(torch.tensor([2, 20])), r"indices\[0\] must be flat positions within \[0, 20\), got 20"),
-        ("indices", first(torch.tensor([2, 7]).int()), r"indices\[0\] must be int64, got int32"),
+        ("indices", first(torch.tensor([2, 7]).short()), r"indices\[0\] must be int64 or int32, got int16"),
         ("rounds", first(torch.tensor([0, 1])), r"rounds\[0\] must be int16, got int64"),
         ("rounds", first(torch.tensor([0, 2]).short()), r"rounds\[0\] holds 2, whose age is -1: every"),
         ("rounds", first(torch.tensor([0, 3]).short()), r"rounds\[0\] holds 3, which ages does not have: every"),

@@ -107,12 +107,19 @@ SELECTION = {
     "adamw": (
         selection_kernels.adamw,
         {**TABLE, **pointers("ages", INT64), **pointers("settings corrections", torch.float64), "ROUNDS": "i32"},
-        {"WEIGHT": tl.bfloat16, "GRAD": tl.bfloat16, "WIDE": tl.float32, "CHUNK": 8192, "BLOCK": 1024},
+        {
+            "WEIGHT": tl.bfloat16,
+            "GRAD": tl.bfloat16,
+            "INDEX": tl.int32,
+            "WIDE": tl.float32,
+            "CHUNK": 8192,
+            "BLOCK": 1024,
+        },
     ),
     "adamw-float64": (
         selection_kernels.adamw,
         {**TABLE, **pointers("ages", INT64), **pointers("settings corrections", torch.float64), "ROUNDS": "i32"},
-        {"WEIGHT": tl.float64, "GRAD": tl.float64, "WIDE": tl.float64, "CHUNK": 8192, "BLOCK": 1024},
+        {"WEIGHT": tl.float64, "GRAD": tl.float64, "INDEX": tl.int64, "WIDE": tl.float64, "CHUNK": 8192, "BLOCK": 1024},
     ),
     "swap": (
         selection_kernels.swap,

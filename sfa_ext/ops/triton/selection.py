@@ -58,7 +58,8 @@ def sparse_adamw_(
     if ages.numel():
         block = triton.next_power_of_2(ages.numel())
         kernels.advance[(1,)](ages, settings, corrections, ROUNDS=ages.numel(), BLOCK=block)
-    for (weight, grad), places in _groups(lambda i: (weights[i].dtype, grads[i].dtype), len(weights)).items():
+    kinds = _groups(lambda i: (weights[i].dtype, grads[i].dtype, indices[i].dtype), len(weights))
+    for (weight, grad, index), places in kinds.items():
         table = tables.make(
             [len(indices[i]) for i in places],
             [
@@ -76,7 +77,8 @@ def sparse_adamw_(
             wide = torch.float64 if weight == torch.float64 else torch.float32
             kernels.adamw[(table.chunks,)](
                 table.rows, table.owners, ages, settings, corrections, ages.numel(), WEIGHT=tables.element(weight),
-                GRAD=tables.element(grad), WIDE=tables.element(wide), CHUNK=CHUNK, BLOCK=BLOCK,
+                GRAD=tables.element(grad), INDEX=tables.element(index), WIDE=tables.element(wide), CHUNK=CHUNK,
+                BLOCK=BLOCK,
             )  # fmt: skip
 
 

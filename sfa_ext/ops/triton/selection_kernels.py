@@ -75,14 +75,15 @@ def advance(ages, settings, corrections, ROUNDS: tl.constexpr, BLOCK: tl.constex
 @triton.jit
 def adamw(
     table, owners, ages, settings, corrections, ROUNDS,
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, WIDE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    WEIGHT: tl.constexpr, GRAD: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Table: entries, first, weight, its length, grad, gathered, index, round, exp_avg, exp_avg_sq, master (0: none).
     Settings: lr, beta1, beta2, eps, 1 - lr * weight_decay."""
     row, begin, end = part(table, owners, tl.program_id(0), 11, CHUNK)
     weight, length = column(row, 2, WEIGHT), tl.load(row + 3)
     grad, gathered = column(row, 4, GRAD), tl.load(row + 5)
-    index, round_of = column(row, 6, tl.int64), column(row, 7, tl.int16)
+    index, round_of = column(row, 6, INDEX), column(row, 7, tl.int16)
     exp_avg, exp_avg_sq = column(row, 8, WIDE), column(row, 9, WIDE)
     beta1, beta2 = tl.load(settings + 1), tl.load(settings + 2)
     eps, keep = tl.load(settings + 3).to(WIDE), tl.load(settings + 4).to(WIDE)

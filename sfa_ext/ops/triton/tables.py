@@ -15,6 +15,8 @@ _ELEMENT = {
     torch.float64: tl.float64,
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
+    torch.int32: tl.int32,
+    torch.int64: tl.int64,
 }
 _recorded: list[Tensor] = []  # what recorded graphs copy from, whenever they run
 
