@@ -23,17 +23,21 @@ from torch import nn
 
 import sfa_ext
 from sfa_ext import backbones
+from sfa_ext.methods.adapter import AdapterTail
 
 from .timing import cpu_name, fill, in_turns, milliseconds, result_path, setting, table
 
 NAME = "swinv2_base_window8_256"
 STOCK, FAST, STOCK_SFA, SFA = "timm", "accelerated", "timm, SFA-B", "accelerated, SFA-B"
+SIDE = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TEXT = """# SwinV2-Base with and without acceleration on {cpu}
 
 {setting} Forward passes without gradients; milliseconds of {clock}: the median of {turns} turns and, in brackets, the
 lowest; the candidates take turns. Ratios are medians over turns; "{sfa}" over "timm" is what adapters cost in all,
-over "accelerated" what they cost alone. Distance: of the accelerated maps from timm's, relative, the largest of four.
+over "accelerated" what they cost alone. "Least" is what they would cost alone if their products ran at the highest rate
+this processor reached, in GFLOP/s, on matrices of {side} x {side} (torch's or ours), and all the rest took no time.
+Distance: of the accelerated maps from timm's, relative, the largest of four.
 Written by `{command}`.
 
 {table}
@@ -57,6 +61,30 @@ def candidates(size: int, dtype: torch.dtype) -> dict[str, nn.Module]:
     return {STOCK: stock, FAST: backbones.accelerate(fast), STOCK_SFA: adapted, SFA: backbones.accelerate(both)}
 
 
+def adapter_work(adapted: nn.Module, images: torch.Tensor) -> int:
+    """Floating-point operations of the adapters' products in a forward pass."""
+    total = 0
+
+    def count(tail: nn.Module, inputs: tuple) -> None:
+        nonlocal total
+        total += 4 * inputs[1].numel() * tail.adapter.down.weight.shape[0]
+
+    handles = [m.register_forward_pre_hook(count) for m in adapted.modules() if isinstance(m, AdapterTail)]
+    adapted(images)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def products(dtype: torch.dtype) -> dict[str, tuple[int, Callable[[], object]]]:
+    """What the highest rate of products is measured on, with its floating-point operations."""
+    x, w, other = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(3))
+    return {
+        "torch's product": (2 * SIDE**3, lambda: x @ w),
+        "our products": (4 * SIDE**3, lambda: torch.ops.sfa.fused_adapter(x, w, None, other, None)),
+    }
+
+
 def ratio(seconds: dict[str, list[float]], ours: str, other: str) -> str:
     return f"{statistics.median(a / b for a, b in zip(seconds[ours], seconds[other], strict=True)):.3f}"
 
@@ -71,10 +99,14 @@ def row(size: int, batch: int, dtype: str, turns: int, clock: Callable[[], float
         float((a.double() - b.double()).norm() / b.double().norm())
         for a, b in zip(maps[FAST], maps[STOCK], strict=True)
     )
-    seconds = in_turns({n: lambda m=m: m(images) for n, m in models.items()}, turns, clock)
+    known = products(DTYPES[dtype])
+    calls = {n: lambda m=m: m(images) for n, m in models.items()} | {n: call for n, (_, call) in known.items()}
+    seconds = in_turns(calls, turns, clock)
     times = [milliseconds(seconds[name]) for name in models]
     ratios = [ratio(seconds, FAST, STOCK), ratio(seconds, SFA, STOCK), ratio(seconds, SFA, FAST)]
-    return [f"{size}", f"{batch}", dtype, *times, *ratios, f"{apart:.1e}"]
+    rate = max(work / min(seconds[name]) for name, (work, _) in known.items())
+    least = 1 + adapter_work(models[STOCK_SFA], images) / rate / statistics.median(seconds[FAST])
+    return [f"{size}", f"{batch}", dtype, *times, *ratios, f"{least:.3f} ({rate / 1e9:.0f})", f"{apart:.1e}"]
 
 
 def main() -> None:
@@ -92,7 +124,7 @@ def main() -> None:
     given = " ".join(f"--{name} {' '.join(map(str, values))}" for name, values in flags.items())
     command = f"python -m benchmarks.accelerate_table {given} --threads {args.threads} --turns {args.turns}"
     header = ["pixels", "batch", "dtype", *(f"{n} ms" for n in (STOCK, FAST, STOCK_SFA, SFA))]
-    header += [f"{FAST} / timm", f"{SFA} / timm", f"{SFA} / {FAST}", "distance"]
+    header += [f"{FAST} / timm", f"{SFA} / timm", f"{SFA} / {FAST}", "least", "distance"]
     path = result_path("accelerate" if args.threads == 1 else f"accelerate-{args.threads}-threads")
     cases = (
         ([f"{size}", f"{batch}", dtype], partial(row, size, batch, dtype, args.turns, clock))
@@ -106,6 +138,7 @@ def main() -> None:
             clock="processor time" if args.threads == 1 else "wall-clock time",
             turns=args.turns,
             sfa=SFA,
+            side=SIDE,
             command=command,
             table=table(header, rows),
         )

@@ -89,12 +89,13 @@ def close_sites(backbone: nn.Module) -> None:
 
 
 def accelerate(backbone: nn.Module) -> nn.Module:
-    """Makes the blocks of a SwinV2 faster, in place, before or after a method adapts it; returns it.
+    """Makes the blocks of a backbone faster, in place, before or after a method adapts it; returns it.
 
     Attention reads windows where they lie in the map and is one operator (`torch.ops.sfa.window_attention`); the bias
-    of relative positions is computed once while it is frozen. Outputs are those of timm up to rounding (relative 1e-6
-    in float32). Parameters, state dict, hooks and methods stay as they are; prompts of VPT and dropped attention are
-    computed as before. A plain ViT has none of that waste: nothing changes in it. `decelerate` undoes it, bit by bit.
+    of relative positions is computed once while it is frozen. Without gradients, linear layers are oneDNN's where those
+    are faster, GELU included. Outputs are those of timm up to rounding (relative 1e-6 in float32). Parameters, state
+    dict, hooks and methods stay as they are; prompts of VPT and dropped attention are computed as before. Of a plain ViT
+    only the MLPs change. `decelerate` undoes it, bit by bit.
 
     Raises ValueError where the model holds no block of a known family.
     """

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sfa_ext import ops  # noqa: F401  (registers torch.ops.sfa)
+from sfa_ext.backbones import products
 from sfa_ext.backbones.places import CHANGE, CONTEXT, TAILS, Grid, Operation, ResidualTail, Site
 
 FAMILY = "timm SwinV2"
@@ -57,13 +58,15 @@ class OpenAttention(WindowAttention):
         """q, k, v [B * windows, heads, N, D / heads]."""
         return self._project(x).reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
+    product = staticmethod(F.linear)
+
     def _project(self, x: Tensor) -> Tensor:
         """q, k and v of tokens [..., D] beside each other, [..., 3 D]. timm reads qkv.weight, past any hook of qkv."""
         bias = self.qkv.bias if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
         if self.qkv_bias_separate and bias is not None:
-            qkv = F.linear(x, self.qkv.weight) + bias
+            qkv = self.product(x, self.qkv.weight) + bias
         else:
-            qkv = F.linear(x, self.qkv.weight, bias)
+            qkv = self.product(x, self.qkv.weight, bias)
         return getattr(self.qkv, CHANGE)(x, qkv) if hasattr(self.qkv, CHANGE) else qkv
 
     def _position_bias(self) -> Tensor:  # [1, heads, N, N]
@@ -88,6 +91,8 @@ class FastAttention(OpenAttention):
     are worked on as before: where a method has tokens join them, or attention is dropped.
     """
 
+    product = staticmethod(products.linear)
+
     def forward(self, x: Tensor, mask: Tensor | None = None, shift: tuple[int, int] | None = None) -> Tensor:
         if shift is None:  # [B * windows, N, D]
             return super().forward(x, mask)
@@ -98,7 +103,7 @@ class FastAttention(OpenAttention):
         if any(size % side for size, side in zip(x.shape[1:3], self.window_size, strict=True)):
             pad = self._project(x.new_zeros(1, x.shape[-1]))[0].to(wide)
         mixed = torch.ops.sfa.window_attention(qkv, scale, bias, pad, self.window_size, shift)
-        return self.proj_drop(self.proj(mixed))
+        return self.proj_drop(products.apply(self.proj, mixed))
 
     @property
     def takes_maps(self) -> bool:
@@ -252,6 +257,7 @@ def accelerate_block(block: nn.Module) -> None:
     """Gives the block its fast attention, in place, open or not."""
     if not isinstance(block, FastBlock):
         block.attn.kept = None
+        products.accelerate_mlp(block.mlp)
         _set_classes(block, opened=isinstance(block, OpenBlock), fast=True)
 
 
@@ -259,6 +265,7 @@ def decelerate_block(block: nn.Module) -> None:
     """Undoes `accelerate_block`."""
     if isinstance(block, FastBlock):
         del block.attn.kept
+        products.decelerate_mlp(block.mlp)
         _set_classes(block, opened=isinstance(block, OpenBlock), fast=False)
 
 

@@ -10,6 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from sfa_ext.backbones import products
 from sfa_ext.backbones.places import CONTEXT, TAILS, Grid, Operation, ResidualTail, Site
 
 FAMILY = "timm ViT"
@@ -111,11 +112,13 @@ def close_block(block: nn.Module) -> None:
 
 
 def accelerate_block(block: nn.Module) -> None:
-    """Nothing: timm's ViT has no windows and no bias of positions, and calls scaled_dot_product_attention by itself."""
+    """Its MLP alone: timm's ViT has no windows and calls scaled_dot_product_attention by itself."""
+    products.accelerate_mlp(block.mlp)
 
 
 def decelerate_block(block: nn.Module) -> None:
     """Undoes `accelerate_block`."""
+    products.decelerate_mlp(block.mlp)
 
 
 def block_operations(name: str, block: nn.Module) -> Iterator[Operation]:

@@ -10,6 +10,7 @@ from torch import nn
 
 import sfa_ext
 from sfa_ext import backbones, deltas
+from sfa_ext.backbones import products
 from sfa_ext.backbones.swinv2 import FastAttention
 from sfa_ext.methods import METHODS, resolve
 
@@ -204,9 +205,11 @@ def test_blocks_compile_whole(method, pico):
     assert x.grad.isfinite().all()
 
 
-def test_a_vit_stays_what_it_is_and_a_model_without_blocks_is_refused(vit):
+def test_a_vit_has_only_its_mlps_changed_and_a_model_without_blocks_is_refused(vit):
     images = torch.randn(1, 3, 96, 96)
     before, kinds = vit(images), [type(m) for m in vit.modules()]
-    assert torch.equal(backbones.accelerate(vit)(images)[0], before[0]) and [type(m) for m in vit.modules()] == kinds
+    assert distance(backbones.accelerate(vit)(images), before) < 1e-6
+    assert {type(m) for m in vit.modules()} - set(kinds) == {products.FastMlp}
+    assert torch.equal(backbones.decelerate(vit)(images)[0], before[0]) and [type(m) for m in vit.modules()] == kinds
     with pytest.raises(ValueError, match="Sequential holds no transformer block of a known family"):
         backbones.accelerate(nn.Sequential(nn.Linear(2, 2)))
