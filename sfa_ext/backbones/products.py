@@ -2,7 +2,7 @@
 
 oneDNN adds the bias and applies GELU to numbers that are still in registers, which spares two passes over the widest
 maps of a block. bfloat16 products it computes for torch anyway. Those of float32 torch gives to MKL, which is the
-slower one on processors of other makers than its own (7 to 25 % over the layers of SwinV2-Base on an AMD EPYC with
+slower one on processors of other makers than its own (2 to 28 % over the layers of SwinV2-Base on an AMD EPYC with
 AVX-512). These calls have no gradient; where one is needed, or torch.compile or autocast decide, all is as it was.
 """
 

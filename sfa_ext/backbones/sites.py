@@ -94,8 +94,8 @@ def accelerate(backbone: nn.Module) -> nn.Module:
     Attention reads windows where they lie in the map and is one operator (`torch.ops.sfa.window_attention`); the bias
     of relative positions is computed once while it is frozen. Without gradients, linear layers are oneDNN's where those
     are faster, GELU included. Outputs are those of timm up to rounding (relative 1e-6 in float32). Parameters, state
-    dict, hooks and methods stay as they are; prompts of VPT and dropped attention are computed as before. Of a plain ViT
-    only the MLPs change. `decelerate` undoes it, bit by bit.
+    dict, hooks and methods stay as they are; prompts of VPT and dropped attention are computed as before. Of a plain
+    ViT only the MLPs change. `decelerate` undoes it, bit by bit.
 
     Raises ValueError where the model holds no block of a known family.
     """
