@@ -13,28 +13,26 @@ from sfa_ext.files import write_text
 from sfa_ext.training.recipe import WITHOUT_EFFECT, Recipe, from_dict
 
 CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoint"
 TASK = TASK_FILE
 
 
 def claim(folder: Path, recipe: Recipe) -> None:
-    """Writes the recipe into the folder. Raises ValueError where it holds a run of another one."""
-    if ranks.rank() == 0:
-        _claim(folder, recipe)
-    ranks.all_true(True)  # one writes, the others look afterwards
-    if ranks.rank() > 0:
-        _claim(folder, recipe)
-
-
-def _claim(folder: Path, recipe: Recipe) -> None:
+    """Writes the recipe into the folder. Raises ValueError where it holds a run of another one that has begun."""
     path = folder / CONFIG
-    if path.is_file():
-        # Through the recipe: a key that came with a later version is at its default in an older run.
-        before = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path)).as_dict()
-        if changed := differences(before, recipe.as_dict()):
-            raise ValueError(f"{folder}: holds a run of another recipe ({changed[0]}); choose another folder")
-    else:
+    if ranks.rank() == 0 and not (path.is_file() and _begun(folder)):
         write_text(path, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    ranks.all_true(True)  # one writes, all look afterwards
+    # Through the recipe: a key that came with a later version is at its default in an older run.
+    before = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path)).as_dict()
+    if changed := differences(before, recipe.as_dict()):
+        raise ValueError(f"{folder}: holds a run of another recipe ({changed[0]}); choose another folder")
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run got as far as its first step, beyond what its recipe alone can make fail."""
+    return any((folder / name).exists() for name in (METRICS, CHECKPOINTS, TASK))
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sfa_ext.files import write_text
+from sfa_ext.training.folder import METRICS
 
 
 class Log:
@@ -32,7 +33,7 @@ class Log:
     ):
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         kept = [record for record in read(folder) if step and is_past(record)]
         write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
@@ -100,7 +101,7 @@ def _step_of(line: str) -> float:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl; a last line cut off by a kill is left out."""
-    path = Path(folder) / "metrics.jsonl"
+    path = Path(folder) / METRICS
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -39,7 +39,7 @@ class Fit:
     """One run of a recipe in a folder.
 
     folder: made if missing. A folder that holds a run of the same recipe is resumed (a finished one is not repeated);
-    one of another recipe is refused with ValueError.
+    one of another recipe that has begun is refused with ValueError.
 
     Where several ranks train together (`distributed.joined`), each builds one of these for the same folder and takes
     its part of every batch; the first one alone writes. `optim.batch` is the whole batch, and the loss curve is that of

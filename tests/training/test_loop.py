@@ -203,10 +203,18 @@ def test_a_non_finite_loss_is_skipped_and_counted(job, tmp_path, monkeypatch):
 
 
 def test_a_folder_of_another_recipe_is_refused(job, tmp_path):
-    fit(job, tmp_path / "run")
+    short = ("optim.steps=2", "method.name=frozen")
+    fit(job, tmp_path / "run", *short).run()
     with pytest.raises(ValueError, match=r"holds a run of another recipe \(optim.lr: 0.01 -> 0.5\)"):
-        fit(job, tmp_path / "run", "optim.lr=0.5")
-    fit(job, tmp_path / "run", "threads=2")
+        fit(job, tmp_path / "run", *short, "optim.lr=0.5")
+    fit(job, tmp_path / "run", *short, "threads=2")
+
+
+def test_a_recipe_that_never_began_does_not_hold_its_folder(job, tmp_path):
+    with pytest.raises(ValueError, match="interval"):
+        fit(job, tmp_path / "run", "method={name: sfa-s, settings: {rounds: 5, interval: 100}}")
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    fit(job, tmp_path / "run")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
