@@ -71,10 +71,8 @@ AdamWTypes types_of(ScalarType weight, ScalarType grad) {
 
 void update(const AdamWArguments& given, const std::vector<Tensor>& weights, const Chunks& chunks,
             const AdamWSettings& settings, const int64_t* ages, int64_t n_ages) {
-  const CorrectionsOf<float> for_single(settings, ages, n_ages);
-  const CorrectionsOf<double> for_double(settings, ages, n_ages);
-  const Corrections<float> single = for_single;
-  const Corrections<double> wide = for_double;
+  const CorrectionsOf<float> single(settings, ages, n_ages);
+  const CorrectionsOf<double> wide(settings, ages, n_ages);
   const AdamWKernels& k = kernels();
   for_each_chunk(chunks, [&](int64_t, const Chunk& c) {
     const AdamWEntry& entry = given.entries[c.list];

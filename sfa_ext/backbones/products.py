@@ -61,15 +61,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: str | No
 
 def _plain(layer: nn.Module) -> bool:
     """Whether calling the layer does nothing else than F.linear."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or _has_any_global_hook()
-    return type(layer) is nn.Linear and not hooked
+    return type(layer) is nn.Linear and not _hooked(layer)
 
 
 def _approximation(activation: nn.Module) -> str | None:
     """F.gelu's `approximate` where the activation is a GELU without hooks, else None."""
-    if type(activation) not in (nn.GELU, GELU) or activation._forward_hooks or activation._forward_pre_hooks:
-        return None
-    return getattr(activation, "approximate", "none")
+    known = type(activation) in (nn.GELU, GELU) and not _hooked(activation)
+    return getattr(activation, "approximate", "none") if known else None
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -33,6 +33,8 @@ def fit_tensor(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
 class OpenAttention(WindowAttention):
     """timm's window attention; q, k and v may be changed, and tokens of a method may join keys and values."""
 
+    product = staticmethod(F.linear)
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # [B * windows, N, D]
         context = getattr(self, CONTEXT, None)
         if context is None and not hasattr(self.qkv, CHANGE):
@@ -57,8 +59,6 @@ class OpenAttention(WindowAttention):
     def _heads(self, x: Tensor) -> Iterator[Tensor]:
         """q, k, v [B * windows, heads, N, D / heads]."""
         return self._project(x).reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-    product = staticmethod(F.linear)
 
     def _project(self, x: Tensor) -> Tensor:
         """q, k and v of tokens [..., D] beside each other, [..., 3 D]. timm reads qkv.weight, past any hook of qkv."""

@@ -170,7 +170,7 @@ class Search:
         return {n: part_of(draw(w), w).to(w.device, copy=True) for n, w in self.weights.items()}
 
     def _rank(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        excluded = [e.index.long() for _, e in self.selection]
+        excluded = [e.index.long() for _, e in self.selection]  # as select_topk takes them
         values = list(scores.values())
         if self.granularity == "row":
             return dict(zip(scores, self._rank_rows(values, excluded), strict=True))
