@@ -158,6 +158,7 @@ def _adamw(shapes: Shapes, draw: str, gathered: bool) -> Candidates:
         "ours": ours,
         "bool mask + fused AdamW": masked("bool"),
         "float mask + fused AdamW": masked("float"),
+        "fused AdamW of all": optimizer.step,
         "torch.compile": compiled,
     }
 
@@ -177,6 +178,7 @@ def _adamw_traffic(shapes: Shapes, draw: str, gathered: bool) -> dict[str, int]:
         # Gradient and mask read, gradient written; then gradient, weight and moments read, the last three written.
         "bool mask + fused AdamW": (4 + 1 + 4 + 28) * numbers,
         "float mask + fused AdamW": (4 + 4 + 4 + 28) * numbers,
+        "fused AdamW of all": 28 * numbers,
         "torch.compile": (4 + 28) * numbers,
     }
 
@@ -206,7 +208,7 @@ def _swap(shapes: Shapes, draw: str) -> Candidates:
 
 
 _TOPK = ("ours", "abs().topk of all")
-_ADAMW = ("ours", "bool mask + fused AdamW", "float mask + fused AdamW", "torch.compile")
+_ADAMW = ("ours", "bool mask + fused AdamW", "float mask + fused AdamW", "fused AdamW of all", "torch.compile")
 _PLAIN = ("ours", "eager", "torch.compile")
 _SUMS = (("gradient", torch.float32), ("squared", torch.bfloat16), ("gradient", torch.float16))
 CASES = (

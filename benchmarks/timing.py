@@ -68,21 +68,21 @@ def _status(field: str) -> int:
 
 
 def cpu_name() -> str:
-    """The processor as it names itself, such as "AMD EPYC"."""
+    """The processor as it names itself and, since generations share a name, its family: "AMD EPYC, family 25"."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.machine()
+        told = dict(re.findall(r"^([^\t:]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M))
+        return f"{told['model name'].strip()}, family {told['cpu family']}"
+    except (OSError, KeyError):
+        return platform.machine()
 
 
 def slug(name: str) -> str:
-    """A name fit for a file: "AMD EPYC" becomes "amd-epyc"."""
+    """A name fit for a file: "AMD EPYC, family 25" becomes "amd-epyc-family-25"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def result_path(what: str) -> Path:
-    """Where the table of `what` on this processor goes. Processors of one name differ in their instruction sets."""
+    """Where the table of `what` on this processor goes; those of one family differ in their instruction sets."""
     isa = torch.ops.sfa.cpu_isa().split(",")[0]
     return RESULTS / f"{slug(cpu_name())}-{isa}-{what}.md"
 
