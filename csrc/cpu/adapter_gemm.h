@@ -8,14 +8,15 @@ namespace sfa::cpu::SFA_ISA_NAMESPACE {
 namespace {
 
 // How numbers of type T are multiplied. A word is what one lane consumes per step along the inner dimension: one
-// number, or two bfloat16 where the processor has their dot product. Half types without one are widened to float.
-// The inner dimension is padded to whole steps of kStepWords.
+// number, or two bfloat16 where the processor has their dot product. Half types without one are widened to float. AMX
+// multiplies only bfloat16: a float becomes kParts of them (adapter_pack.h). The inner dimension is padded to whole
+// steps of kStepWords; for each step there are the words of one part after the other.
 template <class T>
 struct Product {
   using Acc = float;
   using Elem = float;
   using Word = float;
-  static constexpr int kPerWord = 1, kStepWords = 1;
+  static constexpr int kPerWord = 1, kStepWords = 1, kParts = 1;
   static SFA_INLINE Vec<float> step(Vec<float> acc, float a, Vec<float> b) { return a * b + acc; }
 };
 
@@ -24,7 +25,7 @@ struct Product<double> {
   using Acc = double;
   using Elem = double;
   using Word = double;
-  static constexpr int kPerWord = 1, kStepWords = 1;
+  static constexpr int kPerWord = 1, kStepWords = 1, kParts = 1;
   static SFA_INLINE Vec<double> step(Vec<double> acc, double a, Vec<double> b) { return a * b + acc; }
 };
 
@@ -34,7 +35,7 @@ struct Product<Bf16> {
   using Acc = float;
   using Elem = Bf16;
   using Word = uint32_t;
-  static constexpr int kPerWord = 2;
+  static constexpr int kPerWord = 2, kParts = 1;
 #if defined(__AMX_BF16__)
   static constexpr int kStepWords = 16;
 #else
@@ -44,6 +45,16 @@ struct Product<Bf16> {
         bit_cast<__m512>(acc), bit_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))), bit_cast<__m512bh>(b)));
   }
 #endif
+};
+#endif
+
+#if defined(__AMX_BF16__)
+template <>
+struct Product<float> {
+  using Acc = float;
+  using Elem = float;
+  using Word = uint32_t;
+  static constexpr int kPerWord = 2, kStepWords = 16, kParts = 3;
 };
 #endif
 
@@ -62,10 +73,12 @@ constexpr int kTileRows = kByAmx<T> ? 32 : kVectorRows;
 template <class T>
 constexpr int kPanel = 2 * kLanes<typename Product<T>::Acc>;
 
+// Numbers of one step along the inner dimension, and words of k numbers in whole steps.
+template <class T>
+constexpr int64_t kStepNumbers = Product<T>::kStepWords * Product<T>::kPerWord;
 template <class T>
 SFA_INLINE int64_t words(int64_t k) {
-  constexpr int64_t kStep = Product<T>::kStepWords, kNumbers = kStep * Product<T>::kPerWord;
-  return (k + kNumbers - 1) / kNumbers * kStep;
+  return (k + kStepNumbers<T> - 1) / kStepNumbers<T> * Product<T>::kStepWords * Product<T>::kParts;
 }
 template <class T>
 SFA_INLINE int64_t padded(int64_t n) {
@@ -88,7 +101,7 @@ SFA_INLINE void for_tiles(int64_t rows, F&& f) {
 }
 
 // Prepares the processor for tiles of T while it lives: only AMX needs that.
-template <class T>
+template <class T, bool = kByAmx<T>>
 struct TileUnit {
   ~TileUnit() {}  // so that no compiler calls it unused
 };

@@ -56,7 +56,8 @@ void outer(const AdapterOuter& p, int64_t begin, int64_t end, int64_t i0, int64_
            void* scratch) {
   using Acc = typename Product<T>::Acc;
   using Word = typename Product<T>::Word;
-  constexpr int64_t kStep = kOuterDepth * Product<T>::kPerWord;
+  constexpr int64_t kParts = Product<T>::kParts, kStep = kOuterDepth / kParts * Product<T>::kPerWord;
+  static_assert(kOuterDepth % (Product<T>::kStepWords * kParts) == 0);
   Word* a = static_cast<Word*>(scratch);
   Word* b = a + kOuterRows<T> / kTileRows<T> * kGroup<T, kTileRows<T>>;
   const int64_t columns = j_end - j0;

@@ -8,40 +8,67 @@ namespace sfa::cpu::SFA_ISA_NAMESPACE {
 namespace {
 
 template <class T>
-constexpr bool kStoredAsWords = sizeof(T) == sizeof(typename Product<T>::Elem);
+constexpr bool kStoredAsWords = sizeof(T) == sizeof(typename Product<T>::Elem) && Product<T>::kParts == 1;
 
-// One vector of words from n neighbouring numbers of a row; n counts numbers, not words.
-template <class T>
-SFA_INLINE Vec<typename Product<T>::Word> row_words(const T* p, int64_t n) {
+// What is left of numbers without their leading 8 bits. A float has 24: it is the sum of three bfloat16, each the upper
+// half of what the one before left. Of infinity NaN is left.
+SFA_INLINE Vec<float> rest_of(Vec<float> v) {
+  return v - bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(v) & 0xffff0000);
+}
+
+// The upper halves of all 32-bit numbers of two vectors, one after the other.
+template <int... kIndex>
+SFA_INLINE Vec<uint32_t> upper_halves(Vec<float> first, Vec<float> second, Indices<kIndex...>) {
+  using Halves = Vec<uint16_t>;
+  return bit_cast<Vec<uint32_t>>(
+      __builtin_shufflevector(bit_cast<Halves>(first), bit_cast<Halves>(second), (2 * kIndex + 1)...));
+}
+
+// f(part, one vector of words) for n neighbouring numbers of a row; n counts numbers, not words.
+template <class T, class F>
+SFA_INLINE void row_words(const T* p, int64_t n, F&& f) {
   using Word = typename Product<T>::Word;
   constexpr int64_t kAll = kLanes<Word> * Product<T>::kPerWord;
-  if constexpr (kStoredAsWords<T>) {
-    if (n >= kAll) return load_raw<Vec<Word>>(p);
+  if constexpr (Product<T>::kParts > 1) {
+    constexpr int64_t kL = kLanes<T>;
+    Vec<T> first = n >= kL ? load(p) : load_first(p, n);
+    Vec<T> second = n >= kAll ? load(p + kL) : load_first(p + kL, n - kL);
+    for (int part = 0; part < Product<T>::kParts; ++part, first = rest_of(first), second = rest_of(second))
+      f(part, upper_halves(first, second, typename MakeIndices<2 * kL>::type{}));
+  } else if constexpr (kStoredAsWords<T>) {
+    if (n >= kAll) return f(0, load_raw<Vec<Word>>(p));
     T buffer[kAll] = {};
     for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
-    return load_raw<Vec<Word>>(buffer);
+    f(0, load_raw<Vec<Word>>(buffer));
   } else {
-    return n >= kAll ? load(p) : load_first(p, n);
+    f(0, n >= kAll ? load(p) : load_first(p, n));
   }
 }
 
-// One vector of words for n neighbouring columns: their number in row0 and, where a word holds two, in row1 (nullptr
-// stands for zeros, in row0 too).
-template <class T>
-SFA_INLINE Vec<typename Product<T>::Word> column_words(const T* row0, [[maybe_unused]] const T* row1, int64_t n) {
+// f(part, one vector of words) for n neighbouring columns: their number in row0 and, where a word holds two, in row1
+// (nullptr stands for zeros, in row0 too).
+template <class T, class F>
+SFA_INLINE void column_words(const T* row0, [[maybe_unused]] const T* row1, int64_t n, F&& f) {
   using Word = typename Product<T>::Word;
-  if (kByAmx<T> && row0 == nullptr) return Vec<Word>{};
-  if constexpr (Product<T>::kPerWord == 2) {
-    T low[kLanes<Word>] = {}, high[kLanes<Word>] = {};
-    if (n >= kLanes<Word>) {
+  constexpr int64_t kL = kLanes<Word>;
+  if constexpr (Product<T>::kParts > 1) {
+    const auto row = [&](const T* p)
+                         SFA_INLINE_LAMBDA { return p == nullptr ? Vec<T>{} : (n >= kL ? load(p) : load_first(p, n)); };
+    Vec<T> low = row(row0), high = row(row1);
+    for (int part = 0; part < Product<T>::kParts; ++part, low = rest_of(low), high = rest_of(high))
+      f(part, bit_cast<Vec<Word>>(low) >> 16 | (bit_cast<Vec<Word>>(high) & 0xffff0000));
+  } else if constexpr (Product<T>::kPerWord == 2) {
+    if (row0 == nullptr) return f(0, Vec<Word>{});
+    if (n >= kL) {
       const Vec<uint32_t> first = widen(load_raw<Narrow>(row0));
-      return row1 == nullptr ? first : first | widen(load_raw<Narrow>(row1)) << 16;
+      return f(0, row1 == nullptr ? first : first | widen(load_raw<Narrow>(row1)) << 16);
     }
+    T low[kL] = {}, high[kL] = {};
     for (int64_t i = 0; i < n; ++i) low[i] = row0[i];
     for (int64_t i = 0; row1 != nullptr && i < n; ++i) high[i] = row1[i];
-    return widen(load_raw<Narrow>(low)) | widen(load_raw<Narrow>(high)) << 16;
+    f(0, widen(load_raw<Narrow>(low)) | widen(load_raw<Narrow>(high)) << 16);
   } else {
-    return n >= kLanes<Word> ? load(row0) : load_first(row0, n);
+    f(0, n >= kL ? load(row0) : load_first(row0, n));
   }
 }
 
@@ -50,21 +77,30 @@ template <class T>
 void pack_transposed(const T* w, int64_t n, int64_t k, int64_t stride, int64_t first, int64_t last,
                      typename Product<T>::Word* out) {
   using Word = typename Product<T>::Word;
-  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord;
+  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord, kParts = Product<T>::kParts;
   const int64_t depth = words<T>(k);
   for (int64_t column = first * kPanel<T>; column < last * kPanel<T>; column += kL) {
     Word* panel = out + column / kPanel<T> * kPanel<T> * depth + column % kPanel<T>;
-    for (int64_t word = 0; word < depth; word += kL) {
-      Vec<Word> rows[kL];
+    for (int64_t word = 0; word < depth; word += kL * kParts) {
+      const int64_t number = word / kParts * kPer;
+      Vec<Word> rows[kParts][kL];
 #pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i)
-        rows[i] = column + i < n ? row_words<T>(w + (column + i) * stride + word * kPer, k - word * kPer) : Vec<Word>{};
-      transpose<1>(rows);
-      if (word + kL <= depth) {
+      for (int i = 0; i < kL; ++i) {
+        const auto keep = [&](int part, Vec<Word> v) SFA_INLINE_LAMBDA { rows[part][i] = v; };
+        if (column + i < n)
+          row_words<T>(w + (column + i) * stride + number, k - number, keep);
+        else
+          for (int part = 0; part < kParts; ++part) keep(part, Vec<Word>{});
+      }
+      for (int part = 0; part < kParts; ++part) {
+        const int64_t at = word + part * kL;
+        transpose<1>(rows[part]);
+        if (at + kL <= depth) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i) store_raw(panel + (word + i) * kPanel<T>, rows[i]);
-      } else {
-        for (int i = 0; i < depth - word; ++i) store_raw(panel + (word + i) * kPanel<T>, rows[i]);
+          for (int i = 0; i < kL; ++i) store_raw(panel + (at + i) * kPanel<T>, rows[part][i]);
+        } else {
+          for (int i = 0; i < depth - at; ++i) store_raw(panel + (at + i) * kPanel<T>, rows[part][i]);
+        }
       }
     }
   }
@@ -81,13 +117,16 @@ SFA_INLINE const T* row_at(const T* w, int64_t row, int64_t k, int64_t stride, i
 template <class T, int64_t kWidth>
 SFA_INLINE void pack_groups(const T* w, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out,
                             int64_t group) {
-  constexpr int kL = kLanes<typename Product<T>::Word>, kPer = Product<T>::kPerWord;
-  for (int64_t row = 0; row < words<T>(k) * kPer; row += kPer, out += kWidth) {
-    auto* to = out;
+  using Word = typename Product<T>::Word;
+  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord, kStep = Product<T>::kStepWords;
+  constexpr int64_t kParts = Product<T>::kParts, kPart = kStep * kWidth;  // from part to part
+  for (int64_t word = 0; word < words<T>(k) / kParts; ++word) {
+    const int64_t row = word * kPer;
+    auto* to = out + word / kStep * kParts * kPart + word % kStep * kWidth;
     for (int64_t c = 0; c < n; c += kWidth, to += group)
       for (int64_t v = 0; v < kWidth && c + v < n; v += kL)
-        store_raw(to + v,
-                  column_words<T>(row_at(w, row, k, stride, c + v), row_at(w, row + 1, k, stride, c + v), n - c - v));
+        column_words<T>(row_at(w, row, k, stride, c + v), row_at(w, row + 1, k, stride, c + v), n - c - v,
+                        [&](int part, Vec<Word> words) SFA_INLINE_LAMBDA { store_raw(to + part * kPart + v, words); });
   }
 }
 
@@ -97,18 +136,21 @@ template <class T>
 SFA_INLINE void pack_columns(const T* w, int64_t k, int64_t n, int64_t stride, typename Product<T>::Word* out,
                              int64_t step) {
   using Word = typename Product<T>::Word;
-  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord;
+  constexpr int kL = kLanes<Word>, kPer = Product<T>::kPerWord, kParts = Product<T>::kParts;
   for (int64_t c = 0; c < n; c += kL)
-    for (int64_t word = 0; word < words<T>(k); word += kL) {
-      Vec<Word> columns[kL];
+    for (int64_t word = 0; word < words<T>(k); word += kL * kParts) {
+      Vec<Word> columns[kParts][kL];
 #pragma GCC unroll 16
       for (int i = 0; i < kL; ++i) {
-        const int64_t row = (word + i) * kPer;
-        columns[i] = column_words<T>(row_at(w, row, k, stride, c), row_at(w, row + 1, k, stride, c), n - c);
+        const int64_t row = (word / kParts + i) * kPer;
+        column_words<T>(row_at(w, row, k, stride, c), row_at(w, row + 1, k, stride, c), n - c,
+                        [&](int part, Vec<Word> v) SFA_INLINE_LAMBDA { columns[part][i] = v; });
       }
-      transpose<1>(columns);
+      for (int part = 0; part < kParts; ++part) {
+        transpose<1>(columns[part]);
 #pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i) store_raw(out + (c + i) * step + word, columns[i]);
+        for (int i = 0; i < kL; ++i) store_raw(out + (c + i) * step + word + part * kL, columns[part][i]);
+      }
     }
 }
 

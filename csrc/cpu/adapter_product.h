@@ -20,22 +20,31 @@ struct Operand {
   const Word* data;
   int64_t step;  // words from row to row
 
-  Operand(const typename Product<T>::Elem* hidden, int64_t stride)
-      : data(reinterpret_cast<const Word*>(hidden)), step(stride / Product<T>::kPerWord) {}
+  // hidden numbers, rows `stride` apart, with zeros up to whole steps
+  Operand(const typename Product<T>::Elem* hidden, [[maybe_unused]] int64_t rows, [[maybe_unused]] int64_t width,
+          int64_t stride, [[maybe_unused]] Word* scratch)
+      : data(reinterpret_cast<const Word*>(hidden)), step(stride / Product<T>::kPerWord) {
+    if constexpr (Product<T>::kParts > 1) copy(hidden, rows, width, stride, scratch);
+  }
 
   // AMX reads whole steps of whole tiles, which may reach beyond the rows: then it is given a copy. What it computes
   // from rows beyond is not looked at.
-  Operand(const T* x, int64_t rows, int64_t width, Word* scratch) : data(scratch), step(staged_step<T>(width)) {
+  Operand(const T* x, int64_t rows, int64_t width, Word* scratch)
+      : data(reinterpret_cast<const Word*>(x)), step(width / Product<T>::kPerWord) {
     const bool whole = !kByAmx<T> || rows % kTileRows<T> == 0;
-    if (kStoredAsWords<T> && width % (Product<T>::kPerWord * Product<T>::kStepWords) == 0 && whole) {
-      data = reinterpret_cast<const Word*>(x);
-      step = width / Product<T>::kPerWord;
-      return;
-    }
-    constexpr int64_t kNumbers = kLanes<Word> * Product<T>::kPerWord;
-    for (int64_t r = 0; r < rows; ++r, x += width, scratch += step)
+    if (!kStoredAsWords<T> || width % kStepNumbers<T> != 0 || !whole) copy(x, rows, width, width, scratch);
+  }
+
+  SFA_INLINE void copy(const T* x, int64_t rows, int64_t width, int64_t stride, Word* scratch) {
+    constexpr int64_t kL = kLanes<Word>, kNumbers = kL * Product<T>::kPerWord;
+    data = scratch;
+    step = staged_step<T>(width);
+    for (int64_t r = 0; r < rows; ++r, x += stride, scratch += step) {
       for (int64_t c = 0; c < width; c += kNumbers)
-        store_raw(scratch + c / Product<T>::kPerWord, row_words<T>(x + c, width - c));
+        row_words<T>(x + c, width - c, [&](int part, Vec<Word> v) SFA_INLINE_LAMBDA {
+          store_raw(scratch + (c / kNumbers * Product<T>::kParts + part) * kL, v);
+        });
+    }
   }
 };
 

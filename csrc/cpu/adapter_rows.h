@@ -24,7 +24,7 @@ struct Block {
   bool few;                    // the weights are not packed
   int64_t step;                // rows of a block
   int64_t row, rows, next;     // first row, rows here, rows of the block that follows
-  Word* staged;                // [step, D] where the numbers are not stored as words
+  Word* staged;                // [step, D or d] where the numbers are not stored as words
   Elem *hidden, *grad_hidden;  // [step, padded d]
   Acc* sums;                   // [step, padded D]
   FewScratch<T> few_scratch;
@@ -34,8 +34,9 @@ struct Block {
     const int64_t tiles = kBlockBytes / (kTileRows<T> * (width + 1) * static_cast<int64_t>(sizeof(Elem)));
     return kTileRows<T> * (tiles < 1 ? 1 : (tiles > kBlockTiles ? kBlockTiles : tiles));
   }
+  static int64_t staged_words(int64_t width, int64_t d) { return staged_step<T>(width > d ? width : d); }
   static int64_t scratch_bytes(int64_t width, int64_t d, bool few) {
-    const int64_t row = static_cast<int64_t>(staged_step<T>(width) * sizeof(Word) + 2 * padded<T>(d) * sizeof(Elem) +
+    const int64_t row = static_cast<int64_t>(staged_words(width, d) * sizeof(Word) + 2 * padded<T>(d) * sizeof(Elem) +
                                              padded<T>(width) * sizeof(Acc));
     return most_rows(width, few) * row + (few ? FewScratch<T>::bytes(width > d ? width : d) : 0);
   }
@@ -43,7 +44,7 @@ struct Block {
   Block(int64_t width, int64_t d, void* scratch, bool few = false)
       : width(width), d(d), few(few), step(most_rows(width, few)), row(0), rows(0), next(0), few_scratch(nullptr) {
     staged = static_cast<Word*>(scratch);
-    hidden = reinterpret_cast<Elem*>(staged + step * staged_step<T>(width));
+    hidden = reinterpret_cast<Elem*>(staged + step * staged_words(width, d));
     grad_hidden = hidden + step * padded<T>(d);
     sums = reinterpret_cast<Acc*>(grad_hidden + step * padded<T>(d));
     if (few) few_scratch = FewScratch<T>(sums + step * padded<T>(width));
@@ -58,7 +59,7 @@ struct Block {
 // The last step of the second product may reach numbers beyond d. Their weights are zero, so they must not be NaN.
 template <class T>
 SFA_INLINE void clear_edge(typename Product<T>::Elem* hidden, int64_t rows, int64_t d) {
-  const int64_t reach = words<T>(d) * Product<T>::kPerWord;
+  const int64_t reach = words<T>(d) / Product<T>::kParts * Product<T>::kPerWord;
   for (int64_t r = 0; d < reach && r < rows; ++r)
     for (int64_t c = d; c < reach; ++c) hidden[r * padded<T>(d) + c] = {};
 }
@@ -106,7 +107,8 @@ __attribute__((noinline)) void from_hidden(const Block<T>& b, const typename Pro
   if constexpr (kTakesFew<T>)
     if (b.few)
       return product_of_few<T, kBias>(hidden, b.rows, padded<T>(b.d), w, b.d, b.width, bias, b.few_scratch, emit);
-  product<T, kBias>(Operand<T>(hidden, padded<T>(b.d)), b.rows, w, b.d, b.width, bias, ahead, emit);
+  const Operand<T> a(hidden, b.rows, b.d, padded<T>(b.d), b.staged);
+  product<T, kBias>(a, b.rows, w, b.d, b.width, bias, ahead, emit);
 }
 
 // sums = hidden w_up^T + b_up + x: what the norm works on, not yet rounded to T; also to `copy` [rows, D] if there is
@@ -123,7 +125,8 @@ __attribute__((noinline)) void to_sums(const Block<T>& b, const void* up, const 
   if constexpr (kTakesFew<T>)
     if (b.few)
       return product_of_few<T, true>(b.hidden, b.rows, padded<T>(b.d), up, b.d, b.width, bias, b.few_scratch, emit);
-  product<T, true>(Operand<T>(b.hidden, padded<T>(b.d)), b.rows, up, b.d, b.width, bias, no_prefetch, emit);
+  const Operand<T> a(b.hidden, b.rows, b.d, padded<T>(b.d), b.staged);
+  product<T, true>(a, b.rows, up, b.d, b.width, bias, no_prefetch, emit);
 }
 
 // grad_hidden = grad w_up where hidden is positive; also to `copy` [rows, d] if there is one
