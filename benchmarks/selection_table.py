@@ -21,11 +21,12 @@ from .timing import cpu_name, in_turns, milliseconds, peak_bytes, ratio, result_
 TEXT = """# The selection operators on {cpu}
 
 {setting} The {tensors} weights that SFA selects from in
-SwinV2-Base, {millions:.1f} M numbers; selections are uniformly random, or as found: clustered in matrices, rows and columns
-as much as those of real runs; `sparse_adamw_` gets them in 32 bits. Milliseconds are the median of {turns} turns with the
-fastest in brackets; candidates take turns. "Ratio" is how many times as long as ours a candidate took: the median over
-turns, in brackets the middle half. "MiB" is memory beyond what was there before the call, results included. "GB" is
-what a step moves to and from memory, counted in whole cache lines: it bounds how much faster a sparse step can be.
+SwinV2-Base, {millions:.1f} M numbers; selections are uniformly random, or as found: clustered in matrices, rows and
+columns as much as those of real runs; `sparse_adamw_` gets them in 32 bits. Milliseconds are the median of {turns}
+turns with the fastest in brackets; candidates take turns. "Ratio" is how many times as long as ours a candidate took:
+the median over turns, in brackets the middle half. "MiB" is memory beyond what was there before the call, results
+included. "GB" is what a step moves to and from memory, counted in whole cache lines: it bounds how much faster a
+sparse step can be.
 Reading two such lists of tensors and writing one (`a += b`) moved {bandwidth:.0f} GB/s here.
 Written by `python -m benchmarks.selection_table`.
 
