@@ -32,16 +32,6 @@ const AdapterKernels* table() {
   }
 }
 
-// For few rows AMX would split weights into parts for longer than it multiplies. Times are an estimate: vectors pack a
-// matrix in the time of 24 rows, parts take twice as long, and tiles win back a third of a row.
-const AdapterKernels* float_table(int64_t rows) {
-  constexpr int64_t kSplitRows = 128;
-#if defined(__x86_64__)
-  if (isa() == Isa::kAmx && rows < kSplitRows) return avx512bf16::kAdapter;
-#endif
-  return table();
-}
-
 Buffer pack(const AdapterKernels& k, decltype(AdapterKernels::pack_plain) function, const Tensor& w, int64_t n,
             int64_t depth) {
   constexpr int64_t kNumbers = 1 << 15;  // too few for a second thread
@@ -83,10 +73,10 @@ void run(AdapterForward args, const AdapterSizes& sizes, const AdapterKernels& k
 
 }  // namespace
 
-const AdapterKernels& adapter_kernels(ScalarType dtype, int64_t rows) {
+const AdapterKernels& adapter_kernels(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
-      return float_table(rows)[0];
+      return table()[0];
     case ScalarType::Double:
       return table()[1];
     case ScalarType::BFloat16:
@@ -112,7 +102,7 @@ Buffer widened(const AdapterKernels& k, const std::optional<Tensor>& v, int64_t 
   std::memset(out.data(), 0, bytes);
   if (!v.has_value() || n == 0) return out;
   const Tensor source = contiguous(*v);
-  adapter_kernels(source.scalar_type(), 1).column_sums(source.const_data_ptr(), 1, n, out.data());
+  adapter_kernels(source.scalar_type()).column_sums(source.const_data_ptr(), 1, n, out.data());
   return out;
 }
 
@@ -123,7 +113,7 @@ Tensor forward(const Tensor& x, const Tensor& w_down, const std::optional<Tensor
                const std::optional<Tensor>& b_up, const AdapterSizes& sizes, void* activation) {
   Tensor out = torch::stable::new_empty(x, x.sizes());
   if (sizes.rows == 0) return out;
-  const AdapterKernels& k = adapter_kernels(x.scalar_type(), sizes.rows);
+  const AdapterKernels& k = adapter_kernels(x.scalar_type());
   const Tensor rows = contiguous(x);
   AdapterForward args{};
   args.x = rows.const_data_ptr();
@@ -138,7 +128,7 @@ Tensor forward_norm(const Tensor& residual, const Tensor& x, const Tensor& w_dow
                     const Tensor& norm_bias, double eps, const AdapterSizes& sizes, void* activation, void* adapted) {
   Tensor out = torch::stable::new_empty(residual, residual.sizes());
   if (sizes.rows == 0) return out;
-  const AdapterKernels& k = adapter_kernels(x.scalar_type(), sizes.rows);
+  const AdapterKernels& k = adapter_kernels(x.scalar_type());
   const Tensor rows = contiguous(x), residual_rows = contiguous(residual);
   const Buffer weight = widened(k, norm_weight, sizes.width), bias = widened(k, norm_bias, sizes.width);
   AdapterForward args{};

@@ -16,8 +16,8 @@ namespace sfa::cpu {
 
 using torch::stable::Tensor;
 
-// The kernels of the instruction set in use for a number type, those that multiply so many rows.
-const AdapterKernels& adapter_kernels(torch::headeronly::ScalarType dtype, int64_t rows);
+// The kernels of the instruction set in use for a number type.
+const AdapterKernels& adapter_kernels(torch::headeronly::ScalarType dtype);
 
 // Whether isa.h leaves products of this type to torch.
 bool leave_to_torch(torch::headeronly::ScalarType dtype);

@@ -150,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
   if (leave_to_torch(x.scalar_type()))
     return torch_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden);
   const Wanted wanted(output_mask);
-  const AdapterKernels& k = adapter_kernels(x.scalar_type(), sizes.rows);
+  const AdapterKernels& k = adapter_kernels(x.scalar_type());
   Gradients out(wanted, sizes, x);
   const Tensor x_rows = contiguous(x), grad_rows = contiguous(grad_out);
   AdapterBackward args{};
@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   const int64_t rows = sizes.rows, width = sizes.width;
   const Wanted wanted(output_mask);
   const bool wants_norm = output_mask[5] || output_mask[6];
-  const AdapterKernels& k = adapter_kernels(x.scalar_type(), sizes.rows);
+  const AdapterKernels& k = adapter_kernels(x.scalar_type());
   Gradients out(wanted, sizes, x);
   const Tensor grad_norm_weight = new_empty(norm_weight, {output_mask[5] ? width : 0});
   const Tensor grad_norm_bias = new_empty(norm_weight, {output_mask[6] ? width : 0});
@@ -205,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   args.norm_parts = parts.data();
   auto* kernel = grad_out.scalar_type() == x.scalar_type() ? k.backward_norm : k.backward_norm_float;
   run(args, kernel, k, sizes, wanted, w_down, b_down, w_up, in_rows(hidden), out);
-  const AdapterKernels& of_norm = adapter_kernels(norm_weight.scalar_type(), rows);
+  const AdapterKernels& of_norm = adapter_kernels(norm_weight.scalar_type());
   const auto finish_norm = [&](int64_t which, const Tensor& to) {
     if (rows == 0) return zero({to});
     sum_parts(of_norm, static_cast<char*>(parts.data()) + which * width * k.acc_bytes, tiles, 2 * width, to);
