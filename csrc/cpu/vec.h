@@ -71,8 +71,21 @@ SFA_INLINE Vec<S> broadcast(S s) {
   return s - Vec<S>{};  // s - 0 is s, also for -0
 }
 
-SFA_INLINE Vec<uint32_t> widen(Narrow n) { return __builtin_convertvector(n, Vec<uint32_t>); }
-SFA_INLINE Narrow narrow(Vec<uint32_t> w) { return __builtin_convertvector(w, Narrow); }
+// One instruction, where compilers make two halves of it.
+SFA_INLINE Vec<uint32_t> widen(Narrow n) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<uint32_t>>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(n)));
+#else
+  return __builtin_convertvector(n, Vec<uint32_t>);
+#endif
+}
+SFA_INLINE Narrow narrow(Vec<uint32_t> w) {
+#if defined(__AVX512F__)
+  return bit_cast<Narrow>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(w)));
+#else
+  return __builtin_convertvector(w, Narrow);
+#endif
+}
 
 SFA_INLINE Vec<float> to_float(Narrow bits, Bf16) { return bit_cast<Vec<float>>(widen(bits) << 16); }
 
