@@ -8,18 +8,18 @@
 namespace sfa::cpu::SFA_ISA_NAMESPACE {
 namespace {
 
-// Registers 0 to 3 hold sums, 4 and 5 rows of a, 6 and 7 columns of b; all are 16 rows of 64 bytes.
+// Registers 0 to 3 hold sums, 4 and 5 rows of a, 6 and 7 columns of b; all are 16 rows of 64 bytes. A constant in
+// memory: compilers think that only its first bytes are read, and would leave the others of a local one unwritten.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileShapes kTileShapes;
+
 template <class T>
 struct TileUnit<T, true> {
-  struct alignas(64) Shapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  };
-  SFA_INLINE TileUnit() {
-    const Shapes shapes;
-    _tile_loadconfig(&shapes);
-  }
+  SFA_INLINE TileUnit() { _tile_loadconfig(&kTileShapes); }
   SFA_INLINE ~TileUnit() { _tile_release(); }
 };
 

@@ -1,6 +1,7 @@
 // The adapter's kernels for AMX against plain loops of double. Numbers of bfloat16 are small integers, so that every
 // sum is exact and results must be equal, whatever the order. Those of float have all their bits, and results may be
 // wrong by what adding up floats costs. With AddressSanitizer nothing beyond an array may be touched.
+#include "emulated_amx.h"  // before the kernels, whose intrinsics it may replace
 #define SFA_ISA_NAMESPACE amx
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,7 @@
 // AMX's tiles in plain C++, for processors without them: included before everything else, it takes the place of the
-// compiler's intrinsics. As strict as the processor: shapes that do not fit, or tiles without a configuration, end the
-// program. Sums are those of Intel's manual: pairs of products in two chains of floats, added at the end.
+// compiler's intrinsics, or where the compiler knows AMX that of the processor (trapped_amx.h). As strict as it: shapes
+// that do not fit, or tiles without a configuration, end the program. Sums are those of Intel's manual: pairs of
+// products in two chains of floats, added at the end.
 #pragma once
 
 #include <immintrin.h>
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#if !defined(__AMX_TILE__)
 #undef _tile_loadconfig
 #undef _tile_release
 #undef _tile_loadd
@@ -20,6 +22,7 @@
 #define _tile_loadd emulated_amx::load
 #define _tile_stored emulated_amx::store
 #define _tile_dpbf16ps emulated_amx::multiply
+#endif
 
 namespace emulated_amx {
 
@@ -93,3 +96,7 @@ inline void multiply(int sum, int a, int b) {
 }
 
 }  // namespace emulated_amx
+
+#if defined(__AMX_TILE__)
+#include "trapped_amx.h"
+#endif
