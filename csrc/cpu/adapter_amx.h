@@ -17,12 +17,6 @@ struct alignas(64) TileShapes {
 };
 constexpr TileShapes kTileShapes;
 
-template <class T>
-struct TileUnit<T, true> {
-  SFA_INLINE TileUnit() { _tile_loadconfig(&kTileShapes); }
-  SFA_INLINE ~TileUnit() { _tile_release(); }
-};
-
 // Loads and stores of tiles are invisible to the compiler: what it holds back must be in memory before, and what it has
 // read must be read again after.
 SFA_INLINE void fence() { __asm__ volatile("" ::: "memory"); }
@@ -33,19 +27,25 @@ struct Tile<T, 32> {
   static constexpr int64_t kColumns = kPanel<T>, kStep = Product<T>::kStepWords;
   static_assert(kColumns == 32 && kStep == 16 && (kParts == 1 || kParts == 3));
   alignas(64) float sum[32][kColumns];
-  Vec<float> first, second;      // what sums start from
-  const uint32_t *left, *right;  // what is multiplied, as `multiply` was given it
+  // What was multiplied, and what sums started from if not from zeros: to mend them.
+  const float* start;
+  const uint32_t *left, *right;
   int64_t left_step, words;
 
-  SFA_INLINE void fill(Vec<float> v, Vec<float> w) {
-    first = v, second = w;
-    store(sum[0], v);
-    store(sum[0] + 16, w);
+  SFA_INLINE void fill(const float* v) {
+    start = v;
     fence();
-    _tile_loadd(0, sum[0], 0);  // rows 0 bytes apart: the same one 16 times
-    _tile_loadd(1, sum[0] + 16, 0);
-    _tile_loadd(2, sum[0], 0);
-    _tile_loadd(3, sum[0] + 16, 0);
+    _tile_loadd(0, v, 0);  // rows 0 bytes apart: the same one 16 times
+    _tile_loadd(1, v + 16, 0);
+    _tile_loadd(2, v, 0);
+    _tile_loadd(3, v + 16, 0);
+  }
+  SFA_INLINE void clear() {
+    start = nullptr;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
   }
 
   // As that of the vectors; depth is a multiple of kStep * kParts, depth_step 1. Reads 32 rows of a.
@@ -90,15 +90,19 @@ struct Tile<T, 32> {
     _tile_dpbf16ps(3, 5, 7);
   }
 
-  // f(sum, row, column, count) for every vector that has rows below `rows` and columns below `columns`.
-  template <class F>
-  SFA_INLINE void emit(int64_t rows, int64_t columns, F&& f) {
+  // To memory, so that the registers can take another tile.
+  SFA_INLINE void keep() {
     constexpr int64_t kBytes = sizeof(sum[0]);
     _tile_stored(0, sum[0], kBytes);
     _tile_stored(1, sum[0] + 16, kBytes);
     _tile_stored(2, sum[16], kBytes);
     _tile_stored(3, sum[16] + 16, kBytes);
     fence();
+  }
+
+  // f(sum, row, column, count) for every vector that was kept and has rows below `rows` and columns below `columns`.
+  template <class F>
+  SFA_INLINE void emit(int64_t rows, int64_t columns, F&& f) {
     if (rows > 32) rows = 32;
     if constexpr (kParts > 1)
       if (!finite(rows)) mend(rows);
@@ -124,7 +128,8 @@ struct Tile<T, 32> {
   // the sums once more, of whole numbers.
   __attribute__((noinline)) void mend(int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
-      Vec<float> low = first, high = second;
+      Vec<float> low = start == nullptr ? Vec<float>{} : load(start);
+      Vec<float> high = start == nullptr ? Vec<float>{} : load(start + 16);
       for (int64_t k = 0; k < words; k += kStep * kParts)
         for (int64_t i = 0; i < 2 * kStep; ++i) {
           const Vec<float> a = whole(left + r * left_step + k, kStep, i % 2);
@@ -144,6 +149,30 @@ struct Tile<T, 32> {
     };
     const Vec<float> leading = part(0);
     return leading - leading == 0 ? part(2) + part(1) + leading : leading;
+  }
+};
+
+// A tile's sums go through memory, and what becomes of them takes about as long as the product that follows: the next
+// tile is multiplied before it, since processors look a few hundred instructions ahead and a product is a few dozen.
+template <class T>
+struct TileUnit<T, true> {
+  Tile<T, 32> tiles[2];
+  int64_t count = 0, row, column;  // of the last tile
+
+  SFA_INLINE TileUnit() { _tile_loadconfig(&kTileShapes); }
+  SFA_INLINE ~TileUnit() { _tile_release(); }
+
+  template <class Start, class Emit>
+  SFA_INLINE void run(Int<32>, int64_t r, int64_t c, Start&& start, Emit&& emit) {
+    Tile<T, 32>& tile = tiles[count % 2];
+    start(tile);
+    finish(emit);
+    tile.keep();
+    row = r, column = c, ++count;
+  }
+  template <class Emit>
+  SFA_INLINE void finish(Emit&& emit) {
+    if (count > 0) emit(tiles[(count - 1) % 2], row, column);
   }
 };
 

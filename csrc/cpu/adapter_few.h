@@ -47,7 +47,7 @@ SFA_INLINE void multiply_strip(const FewScratch<T>& scratch, int64_t panels, con
       if constexpr (kBias)
         tile.fill_rows(bias + c);
       else
-        tile.fill(Vec<Acc>{}, Vec<Acc>{});
+        tile.clear();
       tile.multiply(w + c * depth, depth, 1, scratch.rows + p * kPanel<T> * depth, depth);
       Acc* to = scratch.strip + (p * kStrip + c) * kPanel<T>;
       tile.emit(kTileRows<T>, kPanel<T>, [&](Vec<Acc> sum, int64_t r, int64_t v, auto) SFA_INLINE_LAMBDA {

@@ -100,12 +100,6 @@ SFA_INLINE void for_tiles(int64_t rows, F&& f) {
   }
 }
 
-// Prepares the processor for tiles of T while it lives: only AMX needs that.
-template <class T, bool = kByAmx<T>>
-struct TileUnit {
-  ~TileUnit() {}  // so that no compiler calls it unused
-};
-
 // Indices are constants from the start, never loop counters: only then do compilers keep every sum in a register.
 template <class T, int R>
 struct Tile {
@@ -115,7 +109,9 @@ struct Tile {
   static constexpr int kL = kLanes<Acc>;
   Vec<Acc> sum[R][2];
 
-  SFA_INLINE void fill(Vec<Acc> first, Vec<Acc> second) { fill(first, second, Rows{}); }
+  // Every row starts from these numbers, or from zeros.
+  SFA_INLINE void fill(const Acc* v) { fill(load(v), load(v + kL), Rows{}); }
+  SFA_INLINE void clear() { fill(Vec<Acc>{}, Vec<Acc>{}, Rows{}); }
   template <int... kRow>
   SFA_INLINE void fill(Vec<Acc> first, Vec<Acc> second, Indices<kRow...>) {
     ((sum[kRow][0] = first, sum[kRow][1] = second), ...);
@@ -161,6 +157,20 @@ struct Tile {
   SFA_INLINE void copy_to(Vec<Acc> (&copy)[R][2], Indices<kRow...>) {
     ((copy[kRow][0] = sum[kRow][0], copy[kRow][1] = sum[kRow][1]), ...);
   }
+};
+
+// Computes tiles one after the other: start(tile) fills and multiplies it, emit(tile, row, column) takes it from there,
+// by AMX while the next one is multiplied. `finish` must follow the last one.
+template <class T, bool = kByAmx<T>>
+struct TileUnit {
+  template <int R, class Start, class Emit>
+  SFA_INLINE void run(Int<R>, int64_t row, int64_t column, Start&& start, Emit&& emit) {
+    Tile<T, R> tile;
+    start(tile);
+    emit(tile, row, column);
+  }
+  template <class Emit>
+  SFA_INLINE void finish(Emit&&) {}
 };
 
 }  // namespace

@@ -66,29 +66,34 @@ void outer(const AdapterOuter& p, int64_t begin, int64_t end, int64_t i0, int64_
     pack_left<T>(static_cast<const T*>(p.a) + row * p.a_stride + i0, k, i_end - i0, p.a_stride, a);
     pack_groups<T, kPanel<T>>(static_cast<const T*>(p.b) + row * p.b_stride + j0, k, columns, p.b_stride, b,
                               kGroup<T, kPanel<T>>);
-    const TileUnit<T> unit;
     const int64_t next = row + k, next_rows = end - next < kStep ? end - next : kStep;
     const int64_t all = (columns + kPanel<T> - 1) / kPanel<T> * (i_end - i0);
+    const auto emit_tile = [&](auto& tile, int64_t i, int64_t n) SFA_INLINE_LAMBDA {
+      Acc* c = static_cast<Acc*>(p.c) + (i0 + i) * p.b_stride + j0 + n;
+      tile.emit(i_end - i0 - i, columns - n,
+                [&](Vec<Acc> sum, int64_t r, int64_t column, auto count) SFA_INLINE_LAMBDA {
+                  const int64_t at = r * p.b_stride + column;
+                  const Vec<Acc> total = row == begin ? sum : sum + load_count(c + at, count);
+                  if (p.out != nullptr && next == end)
+                    store_count(static_cast<T*>(p.out) + (c - static_cast<Acc*>(p.c)) + at, total, count);
+                  else
+                    store_count(c + at, total, count);
+                });
+    };
+    TileUnit<T> unit;
     for (int64_t n = 0; n < columns; n += kPanel<T>) {
       for_tiles<T>(i_end - i0, [&](auto tile_rows, int64_t i) SFA_INLINE_LAMBDA {
         const int64_t done = n / kPanel<T> * (i_end - i0) + i, then = done + decltype(tile_rows)::value;
         prefetch_rows<T>(p.a, p.a_stride, next + done * next_rows / all, next + then * next_rows / all, i0, i_end);
         prefetch_rows<T>(p.b, p.b_stride, next + done * next_rows / all, next + then * next_rows / all, j0, j_end);
-        Tile<T, decltype(tile_rows)::value> tile;
-        tile.fill(Vec<Acc>{}, Vec<Acc>{});
-        multiply_left<T>(tile, a, i, b + n / kPanel<T> * kGroup<T, kPanel<T>>, depth);
-        Acc* c = static_cast<Acc*>(p.c) + (i0 + i) * p.b_stride + j0 + n;
-        tile.emit(i_end - i0 - i, columns - n,
-                  [&](Vec<Acc> sum, int64_t r, int64_t column, auto count) SFA_INLINE_LAMBDA {
-                    const int64_t at = r * p.b_stride + column;
-                    const Vec<Acc> total = row == begin ? sum : sum + load_count(c + at, count);
-                    if (p.out != nullptr && next == end)
-                      store_count(static_cast<T*>(p.out) + (c - static_cast<Acc*>(p.c)) + at, total, count);
-                    else
-                      store_count(c + at, total, count);
-                  });
+        const auto start = [&](auto& tile) SFA_INLINE_LAMBDA {
+          tile.clear();
+          multiply_left<T>(tile, a, i, b + n / kPanel<T> * kGroup<T, kPanel<T>>, depth);
+        };
+        unit.run(tile_rows, i, n, start, emit_tile);
       });
     }
+    unit.finish(emit_tile);
   }
 }
 

@@ -75,21 +75,26 @@ SFA_INLINE void product(const Operand<T>& a, int64_t rows, const void* packed, i
   using Acc = typename Product<T>::Acc;
   const int64_t depth = words<T>(k);
   const auto* panel = static_cast<const typename Product<T>::Word*>(packed);
-  const TileUnit<T> unit;
+  const auto emit_tile = [&](auto& tile, int64_t row, int64_t column) SFA_INLINE_LAMBDA {
+    tile.emit(rows - row, columns - column, [&](Vec<Acc> sum, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
+      emit(sum, row + r, column + c, count);
+    });
+  };
+  TileUnit<T> unit;
   for (int64_t n = 0; n < columns; n += kPanel<T>, panel += kPanel<T> * depth) {
     for_tiles<T>(rows, [&](auto tile_rows, int64_t row) SFA_INLINE_LAMBDA {
-      Tile<T, decltype(tile_rows)::value> tile;
-      if constexpr (kBias)
-        tile.fill(load(static_cast<const Acc*>(bias) + n), load(static_cast<const Acc*>(bias) + n + kLanes<Acc>));
-      else
-        tile.fill(Vec<Acc>{}, Vec<Acc>{});
-      ahead(row, n, decltype(tile_rows)::value);
-      tile.multiply(a.data + row * a.step, a.step, 1, panel, depth);
-      tile.emit(rows - row, columns - n, [&](Vec<Acc> sum, int64_t r, int64_t c, auto count) SFA_INLINE_LAMBDA {
-        emit(sum, row + r, n + c, count);
-      });
+      const auto start = [&](auto& tile) SFA_INLINE_LAMBDA {
+        if constexpr (kBias)
+          tile.fill(static_cast<const Acc*>(bias) + n);
+        else
+          tile.clear();
+        ahead(row, n, decltype(tile_rows)::value);
+        tile.multiply(a.data + row * a.step, a.step, 1, panel, depth);
+      };
+      unit.run(tile_rows, row, n, start, emit_tile);
     });
   }
+  unit.finish(emit_tile);
 }
 
 }  // namespace

@@ -16,11 +16,13 @@
 #undef _tile_release
 #undef _tile_loadd
 #undef _tile_stored
+#undef _tile_zero
 #undef _tile_dpbf16ps
 #define _tile_loadconfig emulated_amx::configure
 #define _tile_release emulated_amx::release
 #define _tile_loadd emulated_amx::load
 #define _tile_stored emulated_amx::store
+#define _tile_zero emulated_amx::zero
 #define _tile_dpbf16ps emulated_amx::multiply
 #endif
 
@@ -60,6 +62,11 @@ inline void load(int tile, const void* from, int64_t stride) {
   std::memset(tiles[tile], 0, sizeof(tiles[tile]));
   for (int r = 0; r < current.rows[tile]; ++r)
     std::memcpy(tiles[tile][r], static_cast<const char*>(from) + r * stride, current.row_bytes[tile]);
+}
+
+inline void zero(int tile) {
+  check(tile);
+  std::memset(tiles[tile], 0, sizeof(tiles[tile]));
 }
 
 inline void store(int tile, void* to, int64_t stride) {

@@ -21,21 +21,16 @@ FAULTS = {
     "a product of parts is left out": ("cpu/adapter_amx.h", "add_product();  // 1, 1", ""),
     "a product of last parts is left out": ("cpu/adapter_amx.h", "add_product();  // 0, 2", ""),
     "infinite numbers become NaN": ("cpu/adapter_amx.h", "if (!finite(rows)) mend(rows);", ""),
-    "mended sums lose their start": ("cpu/adapter_amx.h", "low = first, high = second", "low{}, high{}"),
+    "mended sums lose their start": ("cpu/adapter_amx.h", "high = start == nullptr ?", "high = true ?"),
     "parts hold what others hold": ("cpu/adapter_pack.h", "first = rest_of(first)", "first = first"),
     "infinity is the sum of its parts": ("cpu/adapter_amx.h", "leading - leading == 0 ?", "leading == leading ?"),
+    "the last tile is lost": ("cpu/adapter_product.h", "unit.finish(emit_tile);", ""),
+    "a tile takes the place of another": ("cpu/adapter_amx.h", "tiles[count % 2]", "tiles[0]"),
     "no shapes of tiles": ("cpu/adapter_amx.h", "_tile_loadconfig(&kTileShapes);", ""),
     "what lies beyond d stays": ("cpu/adapter_rows.h", "d < reach && r < rows", "r < 0"),
     "steps are not filled up": ("cpu/adapter_pack.h", "word < words<T>(k) / kParts", "word < k / kPer"),
     "rows beyond x are read": ("cpu/adapter_product.h", "!kByAmx<T> || rows % kTileRows<T> == 0", "true"),
 }
-
-
-HALF_WRITTEN = (
-    "cpu/adapter_amx.h",
-    "_tile_loadconfig(&kTileShapes);",
-    "const TileShapes shapes; _tile_loadconfig(&shapes);",
-)
 
 
 def build(*replace: programs.Replacement) -> Path:
@@ -66,5 +61,5 @@ def test_what_the_compiler_makes_of_it_is_exact():
     programs.expect_pass(build_trapped())
 
 
-def test_shapes_that_the_compiler_leaves_unwritten_are_noticed():
-    programs.expect_fault(build_trapped(HALF_WRITTEN))
+def test_an_injected_fault_is_noticed_there_too():
+    programs.expect_fault(build_trapped(FAULTS["a wrong register"]))

@@ -57,6 +57,7 @@ inline void perform(const Instruction& i) {
   const bool memory = i.mod != 3;
   if (i.opcode == 0x49 && i.prefix == 0 && memory) return configure(i.address + i.stride);
   if (i.opcode == 0x49 && i.prefix == 0 && i.rm == 0) return release();
+  if (i.opcode == 0x49 && i.prefix == 3 && !memory) return zero(i.reg);
   if (i.opcode == 0x4b && i.prefix == 3 && memory) return load(i.reg, i.address, i.stride);
   if (i.opcode == 0x4b && i.prefix == 2 && memory) return store(i.reg, i.address, i.stride);
   if (i.opcode == 0x5c && i.prefix == 2 && !memory) return multiply(i.reg, i.rm, i.third);
