@@ -31,7 +31,9 @@ STABLE_TORCH_LIBRARY(sfa, m) {
       "float lr, float beta1, float beta2, float eps, float weight_decay) -> ()");
   m.def("swap_values_(Tensor(a!) weight, Tensor index, Tensor(b!) values) -> ()");
   m.def("cpu_isa() -> str");
-  m.def("allow_tf32() -> bool");  // asked by CUDA kernels, answered in Python
+  // Asked by CUDA kernels and by those for AMX, answered in Python.
+  m.def("allow_tf32() -> bool");
+  m.def("allow_short_floats() -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sfa, CPU, m) {

@@ -1,10 +1,12 @@
 // fused_adapter and fused_adapter_norm.
 #include "adapter.h"
 
+#include <array>
 #include <cstring>
 #include <vector>
 
 #include "common/adapter_torch.h"
+#include "common/call.h"
 #include "isa.h"
 #include "kernels.h"
 
@@ -30,6 +32,12 @@ const AdapterKernels* table() {
     default:
       return baseline::kAdapter;
   }
+}
+
+[[maybe_unused]] bool allow_short_floats() {
+  std::array<StableIValue, 1> stack{};
+  call_operator("sfa::allow_short_floats", "", stack.data());
+  return torch::stable::detail::to<bool>(stack[0]);
 }
 
 Buffer pack(const AdapterKernels& k, decltype(AdapterKernels::pack_plain) function, const Tensor& w, int64_t n,
@@ -88,6 +96,13 @@ const AdapterKernels& adapter_kernels(ScalarType dtype) {
   }
 }
 
+const AdapterKernels& product_kernels(ScalarType dtype) {
+#if defined(__x86_64__)
+  if (dtype == ScalarType::Float && isa() == Isa::kAmx && allow_short_floats()) return amx::kShortFloat;
+#endif
+  return adapter_kernels(dtype);
+}
+
 bool leave_to_torch(ScalarType dtype) { return dtype == ScalarType::Half ? by_torch().float16 : by_torch().rest; }
 
 Buffer pack_transposed(const AdapterKernels& k, const Tensor& w) {
@@ -113,7 +128,7 @@ Tensor forward(const Tensor& x, const Tensor& w_down, const std::optional<Tensor
                const std::optional<Tensor>& b_up, const AdapterSizes& sizes, void* activation) {
   Tensor out = torch::stable::new_empty(x, x.sizes());
   if (sizes.rows == 0) return out;
-  const AdapterKernels& k = adapter_kernels(x.scalar_type());
+  const AdapterKernels& k = product_kernels(x.scalar_type());
   const Tensor rows = contiguous(x);
   AdapterForward args{};
   args.x = rows.const_data_ptr();
@@ -128,7 +143,7 @@ Tensor forward_norm(const Tensor& residual, const Tensor& x, const Tensor& w_dow
                     const Tensor& norm_bias, double eps, const AdapterSizes& sizes, void* activation, void* adapted) {
   Tensor out = torch::stable::new_empty(residual, residual.sizes());
   if (sizes.rows == 0) return out;
-  const AdapterKernels& k = adapter_kernels(x.scalar_type());
+  const AdapterKernels& k = product_kernels(x.scalar_type());
   const Tensor rows = contiguous(x), residual_rows = contiguous(residual);
   const Buffer weight = widened(k, norm_weight, sizes.width), bias = widened(k, norm_bias, sizes.width);
   AdapterForward args{};

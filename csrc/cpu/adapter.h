@@ -19,6 +19,9 @@ using torch::stable::Tensor;
 // The kernels of the instruction set in use for a number type.
 const AdapterKernels& adapter_kernels(torch::headeronly::ScalarType dtype);
 
+// Those for products of that type: other ones where AMX may leave out bits of float32.
+const AdapterKernels& product_kernels(torch::headeronly::ScalarType dtype);
+
 // Whether isa.h leaves products of this type to torch.
 bool leave_to_torch(torch::headeronly::ScalarType dtype);
 

@@ -1,6 +1,7 @@
 // The tile of adapter_gemm.h in AMX's registers: 32 rows by 32 columns, 16 words deep at a time. Panels are packed as
 // its second operand wants them already: pairs of numbers, one above the other. The product of two floats is that of
-// their parts: six products of bfloat16, for the other three are smaller than what a float can tell.
+// their parts: six products of bfloat16, for the other three are smaller than what a float can tell; of two short ones
+// three products.
 #pragma once
 
 #include "adapter_gemm.h"
@@ -25,7 +26,7 @@ template <class T>
 struct Tile<T, 32> {
   static constexpr int kParts = Product<T>::kParts;
   static constexpr int64_t kColumns = kPanel<T>, kStep = Product<T>::kStepWords;
-  static_assert(kColumns == 32 && kStep == 16 && (kParts == 1 || kParts == 3));
+  static_assert(kColumns == 32 && kStep == 16 && kParts <= 3);
   alignas(64) float sum[32][kColumns];
   // What was multiplied, and what sums started from if not from zeros: to mend them.
   const float* start;
@@ -54,7 +55,8 @@ struct Tile<T, 32> {
     left = a, left_step = row_step, right = b, words = depth;
     fence();
     for (int64_t k = 0; k < depth; k += kStep * kParts, a += kStep * kParts, b += kStep * kParts * kColumns) {
-      if constexpr (kParts == 3) {  // small products first
+      // Parts of a, of b: small products first.
+      if constexpr (kParts == 3) {
         load_left(a + 2 * kStep);
         load_right(b);
         add_product();  // 2, 0
@@ -66,13 +68,18 @@ struct Tile<T, 32> {
         add_product();  // 0, 1
         load_right(b + 2 * kStep * kColumns);
         add_product();  // 0, 2
+      } else if constexpr (kParts == 2) {
+        load_left(a + kStep);
         load_right(b);
-        add_product();  // 0, 0
+        add_product();  // 1, 0 of short floats
+        load_left(a);
+        load_right(b + kStep * kColumns);
+        add_product();  // 0, 1 of short floats
       } else {
         load_left(a);
-        load_right(b);
-        add_product();
       }
+      load_right(b);
+      add_product();  // 0, 0
     }
   }
   SFA_INLINE void load_left(const uint32_t* a) {
@@ -148,7 +155,9 @@ struct Tile<T, 32> {
       return bit_cast<Vec<float>>(upper == 1 ? w & 0xffff0000 : w << 16);
     };
     const Vec<float> leading = part(0);
-    return leading - leading == 0 ? part(2) + part(1) + leading : leading;
+    Vec<float> rest{};
+    for (int64_t i = kParts - 1; i > 0; --i) rest += part(i);
+    return leading - leading == 0 ? rest + leading : leading;
   }
 };
 

@@ -150,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter_backward(
   if (leave_to_torch(x.scalar_type()))
     return torch_adapter_backward(grad_out, x, w_down, b_down, w_up, output_mask, hidden);
   const Wanted wanted(output_mask);
-  const AdapterKernels& k = adapter_kernels(x.scalar_type());
+  const AdapterKernels& k = product_kernels(x.scalar_type());
   Gradients out(wanted, sizes, x);
   const Tensor x_rows = contiguous(x), grad_rows = contiguous(grad_out);
   AdapterBackward args{};
@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_adapter
   const int64_t rows = sizes.rows, width = sizes.width;
   const Wanted wanted(output_mask);
   const bool wants_norm = output_mask[5] || output_mask[6];
-  const AdapterKernels& k = adapter_kernels(x.scalar_type());
+  const AdapterKernels& k = product_kernels(x.scalar_type());
   Gradients out(wanted, sizes, x);
   const Tensor grad_norm_weight = new_empty(norm_weight, {output_mask[5] ? width : 0});
   const Tensor grad_norm_bias = new_empty(norm_weight, {output_mask[6] ? width : 0});

@@ -56,6 +56,19 @@ struct Product<float> {
   using Word = uint32_t;
   static constexpr int kPerWord = 2, kStepWords = 16, kParts = 3;
 };
+
+// A float of whose 24 bits products leave out the last 8.
+struct ShortFloat {
+  float value;
+};
+SFA_INLINE Vec<float> load(const ShortFloat* p) { return load_raw<Vec<float>>(p); }
+SFA_INLINE void store(ShortFloat* p, Vec<float> v) { store_raw(p, v); }
+
+template <>
+struct Product<ShortFloat> : Product<float> {
+  using Elem = ShortFloat;
+  static constexpr int kParts = 2;
+};
 #endif
 
 // Whether tiles are those of AMX (adapter_amx.h), which computes whole ones only.

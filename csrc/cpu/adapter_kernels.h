@@ -98,6 +98,7 @@ extern const AdapterKernels kAdapter[4];
 }
 namespace amx {
 extern const AdapterKernels kAdapter[4];
-}
+extern const AdapterKernels kShortFloat;  // float32 whose products may leave out the last 8 of 24 bits
+}  // namespace amx
 
 }  // namespace sfa::cpu

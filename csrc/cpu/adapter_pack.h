@@ -11,7 +11,7 @@ template <class T>
 constexpr bool kStoredAsWords = sizeof(T) == sizeof(typename Product<T>::Elem) && Product<T>::kParts == 1;
 
 // What is left of numbers without their leading 8 bits. A float has 24: it is the sum of three bfloat16, each the upper
-// half of what the one before left. Of infinity NaN is left.
+// half of what the one before left; the first two have 16 of them. Of infinity NaN is left.
 SFA_INLINE Vec<float> rest_of(Vec<float> v) {
   return v - bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(v) & 0xffff0000);
 }
@@ -30,9 +30,9 @@ SFA_INLINE void row_words(const T* p, int64_t n, F&& f) {
   using Word = typename Product<T>::Word;
   constexpr int64_t kAll = kLanes<Word> * Product<T>::kPerWord;
   if constexpr (Product<T>::kParts > 1) {
-    constexpr int64_t kL = kLanes<T>;
-    Vec<T> first = n >= kL ? load(p) : load_first(p, n);
-    Vec<T> second = n >= kAll ? load(p + kL) : load_first(p + kL, n - kL);
+    constexpr int64_t kL = kLanes<float>;
+    Vec<float> first = n >= kL ? load(p) : load_first(p, n);
+    Vec<float> second = n >= kAll ? load(p + kL) : load_first(p + kL, n - kL);
     for (int part = 0; part < Product<T>::kParts; ++part, first = rest_of(first), second = rest_of(second))
       f(part, upper_halves(first, second, typename MakeIndices<2 * kL>::type{}));
   } else if constexpr (kStoredAsWords<T>) {
@@ -52,9 +52,10 @@ SFA_INLINE void column_words(const T* row0, [[maybe_unused]] const T* row1, int6
   using Word = typename Product<T>::Word;
   constexpr int64_t kL = kLanes<Word>;
   if constexpr (Product<T>::kParts > 1) {
-    const auto row = [&](const T* p)
-                         SFA_INLINE_LAMBDA { return p == nullptr ? Vec<T>{} : (n >= kL ? load(p) : load_first(p, n)); };
-    Vec<T> low = row(row0), high = row(row1);
+    const auto row = [&](const T* p) SFA_INLINE_LAMBDA {
+      return p == nullptr ? Vec<float>{} : (n >= kL ? load(p) : load_first(p, n));
+    };
+    Vec<float> low = row(row0), high = row(row1);
     for (int part = 0; part < Product<T>::kParts; ++part, low = rest_of(low), high = rest_of(high))
       f(part, bit_cast<Vec<Word>>(low) >> 16 | (bit_cast<Vec<Word>>(high) & 0xffff0000));
   } else if constexpr (Product<T>::kPerWord == 2) {

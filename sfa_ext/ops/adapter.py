@@ -15,6 +15,9 @@
         without keep_adapted the latter is empty
 
 All of one dtype (float32, float64, bfloat16, float16) and device. RuntimeError names an argument that is not.
+
+Products of float32 keep all 24 bits unless torch is allowed fewer (torch.set_float32_matmul_precision): then GPUs may
+use TF32 (torch.backends.cuda.matmul.fp32_precision) and AMX 16 bits (torch.backends.mkldnn.matmul.fp32_precision).
 """
 
 from __future__ import annotations
@@ -215,7 +218,12 @@ for _name, (_fake, _autograd, _check) in _KERNELS.items():
     torch.library.register_fake(f"sfa::{_name}", _fake, lib=LIBRARY)
     LIBRARY.impl(_name, _autograd, "Autograd")
     register_portable(_name, getattr(reference, _name), _check)
-# Asked by the CUDA kernels at every call in float32: the setting belongs to torch and may change.
-LIBRARY.impl("allow_tf32", lambda: torch.backends.cuda.matmul.fp32_precision == "tf32", "CompositeExplicitAutograd")
+# Asked by the CUDA kernels, and by those for AMX, at every call in float32: settings belong to torch and may change.
+_PRECISION = {
+    "allow_tf32": lambda: torch.backends.cuda.matmul.fp32_precision == "tf32",
+    "allow_short_floats": lambda: torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16"),
+}
+for _name, _answer in _PRECISION.items():
+    LIBRARY.impl(_name, _answer, "CompositeExplicitAutograd")
 register_autocast("fused_adapter", _fused_adapter_autocast)
 register_autocast("fused_adapter_norm", _fused_adapter_norm_autocast)

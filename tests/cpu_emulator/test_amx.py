@@ -20,6 +20,7 @@ FAULTS = {
     "a wrong register": ("cpu/adapter_amx.h", "_tile_dpbf16ps(2, 5, 6)", "_tile_dpbf16ps(2, 4, 6)"),
     "a product of parts is left out": ("cpu/adapter_amx.h", "add_product();  // 1, 1", ""),
     "a product of last parts is left out": ("cpu/adapter_amx.h", "add_product();  // 0, 2", ""),
+    "a product of short floats is left out": ("cpu/adapter_amx.h", "add_product();  // 1, 0 of short floats", ""),
     "infinite numbers become NaN": ("cpu/adapter_amx.h", "if (!finite(rows)) mend(rows);", ""),
     "mended sums lose their start": ("cpu/adapter_amx.h", "high = start == nullptr ?", "high = true ?"),
     "parts hold what others hold": ("cpu/adapter_pack.h", "first = rest_of(first)", "first = first"),

@@ -1,4 +1,4 @@
-"""What the CUDA kernels ask before they compute products of float32."""
+"""What the kernels for CUDA and for AMX ask before they compute products of float32."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def test_it_is_what_torch_is_set_to(precision: str, allowed: bool) -> None:
     try:
         torch.set_float32_matmul_precision(precision)
         assert torch.ops.sfa.allow_tf32() is allowed
+        assert torch.ops.sfa.allow_short_floats() is allowed
     finally:
         torch.set_float32_matmul_precision(before)
 
