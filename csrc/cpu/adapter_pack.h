@@ -16,6 +16,13 @@ SFA_INLINE Vec<float> rest_of(Vec<float> v) {
   return v - bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(v) & 0xffff0000);
 }
 
+// What is left for a part, whose upper half it is: rounded, where it is the last and cannot hold all of it.
+template <class T>
+SFA_INLINE Vec<float> as_part(Vec<float> v, int part) {
+  constexpr int kParts = Product<T>::kParts;
+  return kParts < 3 && part == kParts - 1 ? bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(v) + 0x8000) : v;
+}
+
 // The upper halves of all 32-bit numbers of two vectors, one after the other.
 template <int... kIndex>
 SFA_INLINE Vec<uint32_t> upper_halves(Vec<float> first, Vec<float> second, Indices<kIndex...>) {
@@ -34,7 +41,7 @@ SFA_INLINE void row_words(const T* p, int64_t n, F&& f) {
     Vec<float> first = n >= kL ? load(p) : load_first(p, n);
     Vec<float> second = n >= kAll ? load(p + kL) : load_first(p + kL, n - kL);
     for (int part = 0; part < Product<T>::kParts; ++part, first = rest_of(first), second = rest_of(second))
-      f(part, upper_halves(first, second, typename MakeIndices<2 * kL>::type{}));
+      f(part, upper_halves(as_part<T>(first, part), as_part<T>(second, part), typename MakeIndices<2 * kL>::type{}));
   } else if constexpr (kStoredAsWords<T>) {
     if (n >= kAll) return f(0, load_raw<Vec<Word>>(p));
     T buffer[kAll] = {};
@@ -57,7 +64,8 @@ SFA_INLINE void column_words(const T* row0, [[maybe_unused]] const T* row1, int6
     };
     Vec<float> low = row(row0), high = row(row1);
     for (int part = 0; part < Product<T>::kParts; ++part, low = rest_of(low), high = rest_of(high))
-      f(part, bit_cast<Vec<Word>>(low) >> 16 | (bit_cast<Vec<Word>>(high) & 0xffff0000));
+      f(part,
+        bit_cast<Vec<Word>>(as_part<T>(low, part)) >> 16 | (bit_cast<Vec<Word>>(as_part<T>(high, part)) & 0xffff0000));
   } else if constexpr (Product<T>::kPerWord == 2) {
     if (row0 == nullptr) return f(0, Vec<Word>{});
     if (n >= kL) {

@@ -61,7 +61,7 @@ void expect(const char* what, double got, double wanted, double error = 0) {
 }
 // What a product may be wrong by, of numbers of about 1: those of integers are exact, a short float has 16 bits.
 template <class T>
-constexpr double kError = std::is_same_v<T, Bf16> ? 0 : (std::is_same_v<T, float> ? 1e-6 : 5e-5);
+constexpr double kError = std::is_same_v<T, Bf16> ? 0 : (std::is_same_v<T, float> ? 1e-6 : 3e-5);
 
 // Sums of about `terms` products.
 template <class T>
