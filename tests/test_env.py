@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import schemas
 import torch
 
 import sfa_ext
@@ -39,8 +40,7 @@ def test_instruction_set_in_use_was_compiled_and_is_there() -> None:
 
 
 def test_every_op_has_a_line_that_names_its_backend() -> None:
-    schemas = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("sfa::")}
-    ops = {name.removeprefix("sfa::") for name in schemas} - {"cpu_isa", "allow_tf32", "allow_short_floats"}
+    ops = schemas.operators()
     assert set(FACTS["ops"]) == ops
     text = env.render(FACTS)
     for op in ops:

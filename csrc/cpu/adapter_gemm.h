@@ -50,11 +50,9 @@ struct Product<Bf16> {
 
 #if defined(__AMX_BF16__)
 template <>
-struct Product<float> {
-  using Acc = float;
+struct Product<float> : Product<Bf16> {
   using Elem = float;
-  using Word = uint32_t;
-  static constexpr int kPerWord = 2, kStepWords = 16, kParts = 3;
+  static constexpr int kParts = 3;
 };
 
 // A float of whose 24 bits products leave out the last 8.
